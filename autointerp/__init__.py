@@ -1,0 +1,1 @@
+"""Explain dictionary latents, score the explanations, and say what the scores mean. Imports no torch."""

@@ -1,0 +1,207 @@
+"""The types that flow through explain and score, one page. Plain data: no I/O, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+Status = Literal["ok", "unparseable", "refused", "truncated", "error"]
+"""What became of an answer; only `ok` carries a result."""
+
+ExplanationStatus = Literal["ok", "unparseable", "refused", "truncated", "error", "too_rare", "too_dense"]
+"""As `Status`, or why a sampled latent was not explained at all."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A window of one context, shown to an explainer or a judge.
+
+    `tokens` are strings whose concatenation is the window's text; `activations` [n_tokens] are the latent's, 0 where it
+    does not fire. `id` names context, start and length, and is the same in every run on one cache.
+    """
+
+    id: str
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        """The window as running text."""
+        return "".join(self.tokens)
+
+    @property
+    def peak(self) -> float:
+        """The largest activation in the window."""
+        return max(self.activations)
+
+
+@dataclass(frozen=True)
+class LatentExamples:
+    """All that explain and score see of a latent; explain-split and score-split windows share no document group."""
+
+    latent: int
+    train: tuple[Example, ...]
+    """Activating windows of the explain split, strongest first."""
+    contrast: tuple[Example, ...]
+    """Windows of the explain split in which the latent does not fire."""
+    test: tuple[Example, ...]
+    """Activating windows of the score split: a uniform sample of the contexts in which it fires."""
+    non_activating: tuple[Example, ...]
+    """Windows of the score split in which it does not fire, matched one to one to `test` in length and position."""
+    density: float
+    """Share of the cached usable tokens on which it fires, both splits."""
+    train_weight: float = 1.0
+    """Activating contexts of the explain split that each train window stands for."""
+    contrast_weight: float = 1.0
+    """Non-activating contexts of the explain split that each contrast window stands for."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the model samples; part of a request's key."""
+
+    temperature: float = 0.0
+    max_tokens: int = 512
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a client.
+
+    `context` holds the template's variables, which is all that a client may use besides the messages; it never holds a
+    label, and a test says so.
+    """
+
+    task: str
+    messages: tuple[Message, ...]
+    context: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    sampling: Sampling = Sampling()
+
+    def key(self, model: str) -> str:
+        """sha256 of what is sent and to which model; the variables count where no message is sent."""
+        sent: dict[str, Any] = {
+            "task": self.task,
+            "model": model,
+            "messages": [[m.role, m.content] for m in self.messages],
+            "sampling": [self.sampling.temperature, self.sampling.max_tokens, self.sampling.seed],
+        }
+        if not self.messages:
+            sent["context"] = self.context
+        return hashlib.sha256(json.dumps(sent, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that the server counted; zero where it does not say."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A client's answer.
+
+    `scores` holds one number in [0, 1] per judged text where a client can give graded answers; then `text` is ignored.
+    `error` is a one-line reason where there is no answer.
+    """
+
+    text: str
+    model: str
+    finish_reason: str = "stop"
+    usage: Usage = Usage()
+    token_logprobs: tuple[tuple[str, float], ...] | None = None
+    scores: tuple[float, ...] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A latent's explanation, or why it has none."""
+
+    latent: int
+    explainer: str
+    text: str | None
+    status: ExplanationStatus
+    model: str
+    request_key: str
+    density: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One request to a judge with the truth about each judged text, [n] in the order of the texts."""
+
+    request: Request
+    example_ids: tuple[str, ...]
+    y_true: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The atom of a score: one decision about one text. A failure is a row without `y_score`."""
+
+    latent: int
+    scorer: str
+    example_id: str
+    y_true: int
+    y_score: float | None
+    status: Status
+    request_key: str
+
+
+class LLMClient(Protocol):
+    """Anything that answers requests: a server, an engine in this process, a rule."""
+
+    @property
+    def model(self) -> str:
+        """Name that goes into request keys, rows and folder names."""
+
+    @property
+    def graded(self) -> bool:
+        """Whether judgements are graded in [0, 1] rather than hard answers."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer; never raises for a failed request, but returns a completion with `error`."""
+
+    async def close(self) -> None:
+        """Release connections."""
+
+
+class Explainer(Protocol):
+    """What to show of a latent, and how to read the answer. Pure: no I/O."""
+
+    name: str
+
+    def request(self, examples: LatentExamples) -> Request:
+        """The question."""
+
+    def parse(self, completion: Completion) -> tuple[str | None, Status]:
+        """The explanation in the answer, or None and why."""
+
+
+class Scorer(Protocol):
+    """What to ask about an explanation, and how to read the answer. Pure: no I/O, no metric."""
+
+    name: str
+
+    def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
+        """The questions, in a seeded order."""
+
+    def parse(self, trial: Trial, completion: Completion) -> Sequence[tuple[float | None, Status]]:
+        """One (y_score, status) per judged text of the trial."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders on transformer activations: subjects, nulls, training, latent caches."""

@@ -1,0 +1,271 @@
+"""Artifacts on disk: the run's layout on the dictionary side, manifests, atomic folders, locks. Imports no torch.
+
+An artifact is a folder. It is written under a neighbouring name that ends in `.partial` and renamed when its manifest is
+in place, so a folder that exists under its own name is complete. `docs/artifacts.md` shows every file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae.errors import InputError
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "datasets", "openai", "numpy", "pandas", "scikit-learn", "scipy", "jinja2")
+
+
+def dictionary_folder(run: Path, dictionary: str) -> Path:
+    """Where a trained dictionary lives."""
+    return run / "sae" / dictionary
+
+
+def latents_folder(run: Path, dictionary: str) -> Path:
+    """Where the latent cache of a dictionary lives."""
+    return run / "latents" / dictionary
+
+
+def complete_folders(parent: Path) -> list[Path]:
+    """The complete artifacts directly below a folder, in natural order of their names (layers.2 before layers.10)."""
+    if not parent.is_dir():
+        return []
+    found = [p.parent for p in parent.glob("*/manifest.json") if not p.parent.name.endswith(".partial")]
+    return sorted(found, key=lambda p: natural_key(p.name))
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key under which numbers inside names count as numbers."""
+    pieces: list[tuple[int, str]] = []
+    for piece in name.replace("@", ".").split("."):
+        pieces.append((int(piece), "") if piece.isdigit() else (-1, piece))
+    return pieces
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is made of; written last, so its existence means that the artifact is complete."""
+
+    kind: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    counts: dict[str, Any]
+    timings: dict[str, float]
+    fingerprint: str
+    packages: dict[str, str]
+    schema: int = SCHEMA
+
+
+def plain(value: Any) -> Any:
+    """A JSON-ready copy of a config: dataclasses to dicts, paths to strings, tuples to lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that can change a result."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """Read JSON; `mend` ends the message when the file is damaged.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {mend}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); {mend}") from None
+
+
+def read_manifest(folder: Path, kind: str, mend: str) -> Manifest:
+    """The manifest of a complete artifact.
+
+    Raises:
+        InputError: no such artifact, a half-written one, another kind, or one written by a newer version.
+    """
+    if not (folder / "manifest.json").exists():
+        state = "is half-written" if folder.exists() or folder.with_name(folder.name + ".partial").exists() else "does not exist"
+        raise InputError(f"{folder} {state}; {mend}")
+    raw = read_json(folder / "manifest.json", mend)
+    fields = {f.name for f in dataclasses.fields(Manifest)}
+    if not isinstance(raw, dict) or not fields <= raw.keys():
+        raise InputError(f"{folder / 'manifest.json'} is not a manifest of this project; {mend}")
+    if raw["schema"] != SCHEMA:
+        raise InputError(f"{folder} has schema {raw['schema']}, this version reads {SCHEMA}; {mend}")
+    if raw["kind"] != kind:
+        raise InputError(f"{folder} holds {raw['kind']!r}, expected {kind!r}; {mend}")
+    return Manifest(**{name: raw[name] for name in fields})
+
+
+@dataclass
+class ArtifactWriter:
+    """An artifact under construction in `<folder>.partial`."""
+
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    started: float
+
+    @property
+    def partial(self) -> Path:
+        """The folder to write into until `finish`."""
+        return self.folder.with_name(self.folder.name + ".partial")
+
+    def finish(self, counts: dict[str, Any], timings: dict[str, float] | None = None) -> Manifest:
+        """Write the manifest and put the artifact in its place."""
+        files = sorted(p for p in self.partial.rglob("*") if p.is_file() and p.name not in ("request.json", ".lock"))
+        # Wall-clock times must not change a fingerprint: logs carry them, results do not.
+        contents = {str(p.relative_to(self.partial)): file_digest(p) for p in files if p.suffix != ".jsonl" or "log" not in p.name}
+        fingerprint = digest([self.kind, SCHEMA, self.config, self.parents, contents])
+        spent = {"total_seconds": round(time.time() - self.started, 3), **(timings or {})}
+        manifest = Manifest(self.kind, self.config, self.parents, counts, spent, fingerprint, package_versions())
+        (self.partial / "request.json").unlink(missing_ok=True)
+        write_json(self.partial / "manifest.json", manifest)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        os.rename(self.partial, self.folder)
+        return manifest
+
+
+def completed(folder: Path, kind: str, config: Any, parents: dict[str, str], overwrite: bool) -> Manifest | None:
+    """The manifest if the artifact is there and was made with this config from these parents, None if it is still to be made.
+
+    Raises:
+        InputError: it is there, but was made with another config or from other parents, and `overwrite` is off.
+    """
+    if overwrite and not _same_request(folder, kind, config, parents):
+        return None
+    if not (folder / "manifest.json").exists():
+        return None
+    manifest = read_manifest(folder, kind, "remove the folder or pass --overwrite")
+    if manifest.parents != parents:
+        raise InputError(f"{folder} was made from artifacts that have changed since; pass --overwrite to make it again")
+    wanted = plain(config)
+    if manifest.config != wanted:
+        changed = sorted(k for k in wanted.keys() | manifest.config.keys() if wanted.get(k) != manifest.config.get(k))
+        shown = ", ".join(f"{k}={manifest.config.get(k)!r} there, {wanted.get(k)!r} asked" for k in changed[:3])
+        raise InputError(f"{folder} was made with other settings ({shown}); use another --run or pass --overwrite")
+    return manifest
+
+
+def _same_request(folder: Path, kind: str, config: Any, parents: dict[str, str]) -> bool:
+    try:
+        return completed(folder, kind, config, parents, overwrite=False) is not None
+    except InputError:
+        return False
+
+
+@contextlib.contextmanager
+def writing(folder: Path, kind: str, config: Any, parents: dict[str, str], keep: bool = False) -> Iterator[ArtifactWriter]:
+    """Open an artifact for writing; leaving without `finish` leaves only the `.partial` folder.
+
+    Args:
+        folder: the artifact's final place.
+        kind: what it is, e.g. "sae".
+        config: everything that determines the result.
+        parents: fingerprints of the artifacts it is made from, by name.
+        keep: keep what an interrupted writing with the same config and parents left there, instead of starting over.
+
+    Raises:
+        InputError: another process is writing the same artifact.
+    """
+    writer = ArtifactWriter(folder, kind, plain(config), dict(parents), time.time())
+    writer.folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f".{folder.name}.lock"), folder):
+        request = digest([kind, SCHEMA, writer.config, writer.parents])
+        note = writer.partial / "request.json"
+        if writer.partial.exists() and not (keep and note.exists() and note.read_text() == json.dumps(request)):
+            shutil.rmtree(writer.partial)
+        writer.partial.mkdir(exist_ok=True)
+        note.write_text(json.dumps(request))
+        yield writer
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, folder: Path) -> Iterator[None]:
+    # The file stays: removing it would let a third process lock a new file of the same name beside a waiting second one.
+    with lock.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is writing {folder}; wait for it or stop it") from None
+        yield
+
+
+RUN_KEYS = ("subject", "variant", "corpus")
+
+
+def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
+    """Note in `run.json` which subject, variant and corpus a run holds, or check that it holds these.
+
+    Raises:
+        InputError: the run holds another subject, variant or corpus.
+    """
+    path, wanted = run / "run.json", plain(identity)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"--run {run} is a file; name a folder")
+    if path.exists():
+        found = read_json(path, "use another --run")
+        for key in wanted:
+            if found.get(key) != wanted[key]:
+                raise InputError(f"{run} holds {key} {found.get(key)!r}, asked was {wanted[key]!r}; use another --run")
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+    except OSError as error:
+        raise InputError(f"cannot write to --run {run}: {error.strerror}; name a folder that can be written") from None
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """What a run holds.
+
+    Raises:
+        InputError: the folder is no run.
+    """
+    if not (run / "run.json").exists():
+        raise InputError(f"{run} is not a run (no run.json); make one with python -m sae.train --run {run} ...")
+    found: dict[str, Any] = read_json(run / "run.json", "use another --run")
+    return found

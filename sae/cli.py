@@ -1,0 +1,68 @@
+"""Command lines made from config dataclasses, with one-line errors. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from sae.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def parse(config: Callable[..., Config], argv: Sequence[str] | None, program: str) -> Config:
+    """The config that the flags describe.
+
+    tyro draws its complaints as boxes over several lines; they are folded into one `InputError`.
+
+    Raises:
+        InputError: an unknown flag, a missing one, or a value of the wrong type.
+        SystemExit: after printing the help that was asked for.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return tyro.cli(config, prog=program, args=args, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            sys.stdout.write(out.getvalue())
+            raise
+        raise InputError(f"{_fold(err.getvalue() or out.getvalue())} (see {program} --help)") from None
+
+
+def _fold(box: str) -> str:
+    """The sentences inside a box drawn by tyro, on one line, without headings and help texts."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    sections = re.split(r"-{10,}", " ".join(line.strip(" │╭╮╰╯─┌┐└┘|") for line in text.splitlines()))
+    useful = [" ".join(section.split()) for section in sections[1:]]
+    useful = [section for section in useful if section and "--help" not in section and "helptext" not in section]
+    return "; ".join(useful) or "the command line could not be read"
+
+
+def run_stage(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a stage's function and turn its outcome into an exit status: 0, 2 for bad input, 130 for Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "openai", "datasets", "transformers", "huggingface_hub", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        stage(argv)
+    except InputError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what is complete is kept; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+

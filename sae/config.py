@@ -1,0 +1,104 @@
+"""Frozen configurations of the dictionary side; the command-line flags are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Variant = Literal["trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "control"]
+VARIANTS: tuple[Variant, ...] = ("trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "control")
+
+
+@dataclass(frozen=True)
+class SubjectConfig:
+    """The model that is studied, and which of its variants."""
+
+    subject: str
+    """Hugging Face id or local folder of a causal language model."""
+    variant: Variant = "trained"
+    """trained, or one of its random twins."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    variant_seed: int = 0
+    """Seed of the random draw that makes the variant."""
+    control_scale: Literal["unit", "matched"] = "unit"
+    """Control embeddings: N(0, 1), or N(0, 1) times the trained embeddings' root mean square."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the subject; auto is float32 on a CPU and bfloat16 on a GPU."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """The text: a local file, a `datasets` name, or the embedded corpus `pydocs`."""
+
+    corpus: str = "pydocs"
+    """A .txt, .jsonl, .jsonl.gz or .parquet file, a `datasets` name, or pydocs."""
+    text_column: str = "text"
+    """Column that holds the text, in .jsonl, .parquet and `datasets`."""
+    context_length: int = 128
+    """Longest context, in tokens; a context holds one document."""
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """One TopK sparse autoencoder."""
+
+    k: int = 32
+    """Latents active per token."""
+    expansion: int = 16
+    """Latents per input dimension."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How dictionaries are trained."""
+
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the run: one subject variant on one corpus."""
+    layers: tuple[int, ...]
+    """Blocks, counted from zero: the residual stream after each gets a dictionary."""
+    tokens: int = 1_000_000
+    """Training tokens, taken from the SAE split."""
+    seed: int = 0
+    """Seed of the dictionary's initialisation and of the order of the data."""
+    batch_tokens: int = 1024
+    """Activation vectors in an optimiser step."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default a rule of the number of latents (docs/training.md)."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises."""
+    decay: float = 0.3
+    """Share of the steps, at the end, over which it falls to zero."""
+    buffer_tokens: int = 65_536
+    """Activation vectors mixed in the shuffle buffer."""
+    dead_after: float = 0.1
+    """A latent is dead if it has not fired in the last share of the training tokens."""
+    eval_tokens: int = 32_768
+    """Held-out tokens for the metrics, from the score split."""
+    repeat: bool = False
+    """Go over the split again when it has fewer tokens than asked."""
+    overwrite: bool = False
+    """Replace dictionaries of the same name that were made with other settings."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """How latent activations are cached."""
+
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the run."""
+    tokens: int = 300_000
+    """Tokens to cache: half from the explain split, half from the score split."""
+    dictionary: str | None = None
+    """Folder of a dictionary trained elsewhere; by default every dictionary trained in the run."""
+    hookpoint: str | None = None
+    """Where a dictionary trained elsewhere reads, e.g. layers.3; by default what its config says."""
+    repeat: bool = False
+    """Go over a split again when it has fewer tokens than asked."""
+    overwrite: bool = False
+    """Replace caches of the same name that were made with other settings."""

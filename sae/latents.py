@@ -1,0 +1,220 @@
+"""The latent cache: which latent fires on which token, sparse by latent, with the texts. Needs no torch.
+
+Layout of a cache folder (`docs/artifacts.md` has an example of each):
+
+    tokens.safetensors      token_ids u32 [n_tokens], context_offsets i64 [n_contexts + 1], context_document u32 [n_contexts],
+                            context_start u32 [n_contexts], context_split u8 [n_contexts]
+    entries.safetensors     offsets i64 [n_latents + 1], token_index u32 [nnz], activation f16 [nnz]
+    neighbours.safetensors  latent u32 [n_latents, n_neighbours], cosine f32 [n_latents, n_neighbours]
+    documents.json          the documents' names
+    tokenizer.json          the subject's tokenizer
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from sae.artifacts import Manifest, read_manifest
+from sae.errors import InputError
+
+Split = Literal["explain", "score"]
+SPLITS: tuple[Split, ...] = ("explain", "score")
+DTYPES = {"U8": np.uint8, "U32": np.uint32, "I64": np.int64, "F16": np.float16, "F32": np.float32}
+MERGE_ENTRIES = 4_000_000
+MAX_ACTIVATION = float(np.finfo(np.float16).max)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Who fires where. Arrays are memory-mapped; token indices count over all cached tokens.
+
+    The first token of each context never carries an activation (it acts as an attention sink and is left out everywhere).
+    """
+
+    folder: Path
+    manifest: Manifest
+    token_ids: Array
+    context_offsets: Array
+    context_document: Array
+    context_start: Array
+    context_split: Array
+    offsets: Array
+    token_index: Array
+    activation: Array
+
+    @classmethod
+    def open(cls, folder: Path) -> LatentCache:
+        """Open a complete cache.
+
+        Raises:
+            InputError: it is missing, half-written or damaged.
+        """
+        mend = f"make it with python -m sae.cache --run {folder.parent.parent} ..."
+        manifest = read_manifest(folder, "latents", mend)
+        try:
+            tokens, entries = map_tensors(folder / "tokens.safetensors"), map_tensors(folder / "entries.safetensors")
+            names = ("token_ids", "context_offsets", "context_document", "context_start", "context_split")
+            cache = cls(folder, manifest, *(tokens[n] for n in names), entries["offsets"], entries["token_index"], entries["activation"])
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(f"{folder} is damaged ({error}); remove it and {mend}") from None
+        if cache.context_offsets[-1] != len(cache.token_ids) or cache.offsets[-1] != len(cache.token_index):
+            raise InputError(f"{folder} is damaged (its parts do not fit each other); remove it and {mend}")
+        return cache
+
+    @property
+    def n_latents(self) -> int:
+        """Latents of the dictionary, dead ones included."""
+        return len(self.offsets) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Cached tokens, first positions included."""
+        return len(self.token_ids)
+
+    @property
+    def n_contexts(self) -> int:
+        """Cached contexts of both splits."""
+        return len(self.context_split)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The subject's tokenizer, for the `tokenizers` library."""
+        return self.folder / "tokenizer.json"
+
+    def documents(self) -> list[str]:
+        """Names of the documents, by `context_document`."""
+        return cast(list[str], json.loads((self.folder / "documents.json").read_text(encoding="utf-8")))
+
+    def neighbours(self) -> Array:
+        """Latents with the most similar decoder directions, nearest first, u32 [n_latents, n_neighbours]."""
+        return map_tensors(self.folder / "neighbours.safetensors")["latent"]
+
+    def entries(self, latent: int) -> tuple[Array, Array]:
+        """Where a latent fires: ascending token indices i64 [n], activations f32 [n]."""
+        start, stop = int(self.offsets[latent]), int(self.offsets[latent + 1])
+        return self.token_index[start:stop].astype(np.int64), self.activation[start:stop].astype(np.float32)
+
+    def contexts_of(self, token_index: Array) -> Array:
+        """The context that each token belongs to, i64."""
+        return np.searchsorted(self.context_offsets, token_index, side="right") - 1
+
+    def split_contexts(self, split: Split) -> Array:
+        """Indices of the contexts of a split, i64."""
+        return np.flatnonzero(self.context_split == SPLITS.index(split))
+
+    def usable_tokens(self, split: Split) -> int:
+        """Tokens of a split on which a latent could fire: all but the first of each context."""
+        contexts = self.split_contexts(split)
+        lengths = self.context_offsets[contexts + 1] - self.context_offsets[contexts]
+        return int((lengths - 1).sum())
+
+
+def map_tensors(path: Path) -> dict[str, Array]:
+    """Memory-map a safetensors file as numpy arrays.
+
+    Raises:
+        ValueError: not a safetensors file, or shorter than its header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"{path.name} is not a safetensors file")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    arrays: dict[str, Array] = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if 8 + length + end > size:
+            raise ValueError(f"{path.name} is cut short")
+        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+        # mmap refuses empty arrays.
+        arrays[name] = np.memmap(path, dtype, "r", 8 + length + begin, shape) if end > begin else np.zeros(shape, dtype)
+    return arrays
+
+
+def create_tensors(path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Array]:
+    """Create a safetensors file of zeros and map it for writing.
+
+    Args:
+        path: the new file.
+        shapes: dtype (a key of `DTYPES`) and shape by name; wide types first, so that each array is aligned.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in shapes.items():
+        begin, end = end, end + int(np.prod(shape)) * np.dtype(DTYPES[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
+    return {
+        name: np.memmap(path, DTYPES[dtype], "r+", 8 + len(text) + header[name]["data_offsets"][0], shape)
+        if int(np.prod(shape))
+        else np.zeros(shape, DTYPES[dtype])
+        for name, (dtype, shape) in shapes.items()
+    }
+
+
+def save_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write numpy arrays as a safetensors file."""
+    codes = {np.dtype(kind): code for code, kind in DTYPES.items()}
+    for name, view in create_tensors(path, {n: (codes[a.dtype], a.shape) for n, a in arrays.items()}).items():
+        view[...] = arrays[name]
+
+
+class EntryWriter:
+    """Collects (token, latent, activation) triples in token order and merges them into CSR by latent on disk.
+
+    Triples are spilled to raw files as they come; the merge walks them in pieces of fixed size, so memory does not grow
+    with the number of tokens.
+    """
+
+    def __init__(self, folder: Path, n_latents: int) -> None:
+        self.folder = folder
+        self.counts = np.zeros(n_latents, np.int64)
+        self._paths = {name: folder / f".spill.{name}" for name in ("latent", "token", "activation")}
+        self._streams = {name: path.open("wb") for name, path in self._paths.items()}
+
+    def add(self, token_index: Array, latent: Array, activation: Array) -> None:
+        """Add entries, all [n]; token indices must not fall from one call to the next."""
+        self.counts += np.bincount(latent, minlength=len(self.counts))
+        self._streams["token"].write(np.ascontiguousarray(token_index, np.uint32).tobytes())
+        self._streams["latent"].write(np.ascontiguousarray(latent, np.uint32).tobytes())
+        self._streams["activation"].write(np.minimum(activation, MAX_ACTIVATION).astype(np.float16).tobytes())
+
+    def finish(self) -> int:
+        """Write `entries.safetensors`, remove the spill files, and return the number of entries."""
+        for stream in self._streams.values():
+            stream.close()
+        offsets = np.concatenate([[0], np.cumsum(self.counts)])
+        total = int(offsets[-1])
+        shapes = {"offsets": ("I64", offsets.shape), "token_index": ("U32", (total,)), "activation": ("F16", (total,))}
+        out = create_tensors(self.folder / "entries.safetensors", cast(dict[str, tuple[str, tuple[int, ...]]], shapes))
+        out["offsets"][...] = offsets
+        cursor = offsets[:-1].copy()
+        with self._paths["latent"].open("rb") as latents, self._paths["token"].open("rb") as tokens:
+            with self._paths["activation"].open("rb") as activations:
+                for _ in range(0, total, MERGE_ENTRIES):
+                    latent = np.frombuffer(latents.read(4 * MERGE_ENTRIES), np.uint32)
+                    order = np.argsort(latent, kind="stable")
+                    counts = np.bincount(latent, minlength=len(cursor))
+                    first = np.repeat(cursor - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+                    place = first + np.arange(len(latent))
+                    out["token_index"][place] = np.frombuffer(tokens.read(4 * MERGE_ENTRIES), np.uint32)[order]
+                    out["activation"][place] = np.frombuffer(activations.read(2 * MERGE_ENTRIES), np.float16)[order]
+                    cursor += counts
+        for path in self._paths.values():
+            path.unlink()
+        return total
