@@ -1,7 +1,7 @@
 """Artifacts on disk: the run's layout on the dictionary side, manifests, atomic folders, locks. Imports no torch.
 
-An artifact is a folder. It is written under a neighbouring name that ends in `.partial` and renamed when its manifest is
-in place, so a folder that exists under its own name is complete. `docs/artifacts.md` shows every file.
+An artifact is a folder. It is written under a neighbouring name that ends in `.partial` and renamed when its manifest
+is in place, so a folder that exists under its own name is complete. `docs/artifacts.md` shows every file.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def read_json(path: Path, mend: str) -> Any:
@@ -125,7 +125,8 @@ def read_manifest(folder: Path, kind: str, mend: str) -> Manifest:
         InputError: no such artifact, a half-written one, another kind, or one written by a newer version.
     """
     if not (folder / "manifest.json").exists():
-        state = "is half-written" if folder.exists() or folder.with_name(folder.name + ".partial").exists() else "does not exist"
+        begun = folder.exists() or folder.with_name(folder.name + ".partial").exists()
+        state = "is half-written" if begun else "does not exist"
         raise InputError(f"{folder} {state}; {mend}")
     raw = read_json(folder / "manifest.json", mend)
     fields = {f.name for f in dataclasses.fields(Manifest)}
@@ -155,9 +156,9 @@ class ArtifactWriter:
 
     def finish(self, counts: dict[str, Any], timings: dict[str, float] | None = None) -> Manifest:
         """Write the manifest and put the artifact in its place."""
-        files = sorted(p for p in self.partial.rglob("*") if p.is_file() and p.name not in ("request.json", ".lock"))
+        files = sorted(p for p in self.partial.rglob("*") if p.is_file())
         # Wall-clock times must not change a fingerprint: logs carry them, results do not.
-        contents = {str(p.relative_to(self.partial)): file_digest(p) for p in files if p.suffix != ".jsonl" or "log" not in p.name}
+        contents = {p.name: file_digest(p) for p in files if p.name not in ("request.json", "train_log.jsonl")}
         fingerprint = digest([self.kind, SCHEMA, self.config, self.parents, contents])
         spent = {"total_seconds": round(time.time() - self.started, 3), **(timings or {})}
         manifest = Manifest(self.kind, self.config, self.parents, counts, spent, fingerprint, package_versions())
@@ -165,12 +166,12 @@ class ArtifactWriter:
         write_json(self.partial / "manifest.json", manifest)
         if self.folder.exists():
             shutil.rmtree(self.folder)
-        os.rename(self.partial, self.folder)
+        self.partial.rename(self.folder)
         return manifest
 
 
 def completed(folder: Path, kind: str, config: Any, parents: dict[str, str], overwrite: bool) -> Manifest | None:
-    """The manifest if the artifact is there and was made with this config from these parents, None if it is still to be made.
+    """The manifest if the artifact was made with this config from these parents, None if it is still to be made.
 
     Raises:
         InputError: it is there, but was made with another config or from other parents, and `overwrite` is off.
@@ -198,7 +199,9 @@ def _same_request(folder: Path, kind: str, config: Any, parents: dict[str, str])
 
 
 @contextlib.contextmanager
-def writing(folder: Path, kind: str, config: Any, parents: dict[str, str], keep: bool = False) -> Iterator[ArtifactWriter]:
+def writing(
+    folder: Path, kind: str, config: Any, parents: dict[str, str], keep: bool = False
+) -> Iterator[ArtifactWriter]:
     """Open an artifact for writing; leaving without `finish` leaves only the `.partial` folder.
 
     Args:
@@ -225,16 +228,13 @@ def writing(folder: Path, kind: str, config: Any, parents: dict[str, str], keep:
 
 @contextlib.contextmanager
 def _locked(lock: Path, folder: Path) -> Iterator[None]:
-    # The file stays: removing it would let a third process lock a new file of the same name beside a waiting second one.
+    # The file stays: if it were removed, a third process could lock a new file of the same name beside the second.
     with lock.open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another process is writing {folder}; wait for it or stop it") from None
         yield
-
-
-RUN_KEYS = ("subject", "variant", "corpus")
 
 
 def claim_run(run: Path, identity: Mapping[str, Any]) -> None:

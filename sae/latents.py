@@ -2,8 +2,9 @@
 
 Layout of a cache folder (`docs/artifacts.md` has an example of each):
 
-    tokens.safetensors      token_ids u32 [n_tokens], context_offsets i64 [n_contexts + 1], context_document u32 [n_contexts],
-                            context_start u32 [n_contexts], context_split u8 [n_contexts]
+    tokens.safetensors      context_offsets i64 [n_contexts + 1], token_ids u32 [n_tokens],
+                            context_document u32 [n_contexts], context_start u32 [n_contexts] (place in the document),
+                            context_split u8 [n_contexts] (0 explain, 1 score)
     entries.safetensors     offsets i64 [n_latents + 1], token_index u32 [nnz], activation f16 [nnz]
     neighbours.safetensors  latent u32 [n_latents, n_neighbours], cosine f32 [n_latents, n_neighbours]
     documents.json          the documents' names
@@ -27,6 +28,7 @@ from sae.errors import InputError
 Split = Literal["explain", "score"]
 SPLITS: tuple[Split, ...] = ("explain", "score")
 DTYPES = {"U8": np.uint8, "U32": np.uint32, "I64": np.int64, "F16": np.float16, "F32": np.float32}
+TOKEN_ARRAYS = ("token_ids", "context_offsets", "context_document", "context_start", "context_split")
 MERGE_ENTRIES = 4_000_000
 MAX_ACTIVATION = float(np.finfo(np.float16).max)
 
@@ -37,7 +39,7 @@ Array = npt.NDArray[Any]
 class LatentCache:
     """Who fires where. Arrays are memory-mapped; token indices count over all cached tokens.
 
-    The first token of each context never carries an activation (it acts as an attention sink and is left out everywhere).
+    The first token of each context never carries an activation: it is an attention sink, left out everywhere.
     """
 
     folder: Path
@@ -62,9 +64,8 @@ class LatentCache:
         manifest = read_manifest(folder, "latents", mend)
         try:
             tokens, entries = map_tensors(folder / "tokens.safetensors"), map_tensors(folder / "entries.safetensors")
-            names = ("token_ids", "context_offsets", "context_document", "context_start", "context_split")
-            cache = cls(folder, manifest, *(tokens[n] for n in names), entries["offsets"], entries["token_index"], entries["activation"])
-        except (OSError, KeyError, ValueError) as error:
+            cache = cls(folder, manifest, **{name: tokens[name] for name in TOKEN_ARRAYS}, **entries)
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder} is damaged ({error}); remove it and {mend}") from None
         if cache.context_offsets[-1] != len(cache.token_ids) or cache.offsets[-1] != len(cache.token_index):
             raise InputError(f"{folder} is damaged (its parts do not fit each other); remove it and {mend}")
@@ -204,17 +205,20 @@ class EntryWriter:
         out = create_tensors(self.folder / "entries.safetensors", cast(dict[str, tuple[str, tuple[int, ...]]], shapes))
         out["offsets"][...] = offsets
         cursor = offsets[:-1].copy()
-        with self._paths["latent"].open("rb") as latents, self._paths["token"].open("rb") as tokens:
-            with self._paths["activation"].open("rb") as activations:
-                for _ in range(0, total, MERGE_ENTRIES):
-                    latent = np.frombuffer(latents.read(4 * MERGE_ENTRIES), np.uint32)
-                    order = np.argsort(latent, kind="stable")
-                    counts = np.bincount(latent, minlength=len(cursor))
-                    first = np.repeat(cursor - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
-                    place = first + np.arange(len(latent))
-                    out["token_index"][place] = np.frombuffer(tokens.read(4 * MERGE_ENTRIES), np.uint32)[order]
-                    out["activation"][place] = np.frombuffer(activations.read(2 * MERGE_ENTRIES), np.float16)[order]
-                    cursor += counts
+        with (
+            self._paths["latent"].open("rb") as latents,
+            self._paths["token"].open("rb") as tokens,
+            self._paths["activation"].open("rb") as activations,
+        ):
+            for _ in range(0, total, MERGE_ENTRIES):
+                latent = np.frombuffer(latents.read(4 * MERGE_ENTRIES), np.uint32)
+                order = np.argsort(latent, kind="stable")
+                counts = np.bincount(latent, minlength=len(cursor))
+                first = np.repeat(cursor - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+                place = first + np.arange(len(latent))
+                out["token_index"][place] = np.frombuffer(tokens.read(4 * MERGE_ENTRIES), np.uint32)[order]
+                out["activation"][place] = np.frombuffer(activations.read(2 * MERGE_ENTRIES), np.float16)[order]
+                cursor += counts
         for path in self._paths.values():
             path.unlink()
         return total
