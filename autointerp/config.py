@@ -1,0 +1,97 @@
+"""Frozen configurations of explain and score; the command-line flags are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class ExamplesConfig:
+    """Which windows of a latent are shown to the explainer and to the judge."""
+
+    window: int = 32
+    """Tokens in a window."""
+    n_train: int = 40
+    """Activating windows shown to the explainer."""
+    n_contrast: int = 100
+    """Windows without activation that an explainer may compare with."""
+    n_test: int = 50
+    """Activating windows to judge; as many non-activating ones are matched to them."""
+    min_examples: int = 20
+    """Fewest activating windows, in each split, for a latent to be explained and scored."""
+    seed: int = 0
+    """Seed of the sample of latents and of their windows."""
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Who answers: a server that speaks the chat-completions protocol, or rules without an LLM."""
+
+    client: Literal["offline", "openai", "vllm"] = "offline"
+    """offline (rules, no LLM) or openai (any compatible server; the key is read from OPENAI_API_KEY)."""
+    model: str | None = None
+    """Name of the model, as the server knows it."""
+    base_url: str | None = None
+    """Address of a compatible server, e.g. http://127.0.0.1:8000/v1; by default OpenAI's own."""
+    concurrency: int = 16
+    """Requests in flight at a time."""
+    max_tokens: int = 512
+    """Longest answer, in tokens; raise it for a model that thinks aloud."""
+    temperature: float = 0.0
+    """Sampling temperature."""
+    max_retries: int = 5
+    """Further attempts after a rate limit, a time-out or a server error, with growing pauses."""
+    timeout: float = 600.0
+    """Seconds to wait for one answer."""
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """How latents are explained."""
+
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the run."""
+    explainer: str | None = None
+    """lexical or max_activating; by default lexical with the offline client and max_activating with an LLM."""
+    dictionary: tuple[str, ...] = ()
+    """Dictionaries to explain; by default all that are cached in the run."""
+    n_latents: int = 100
+    """Latents to explain in each dictionary: a uniform sample of the living ones."""
+    client: ClientConfig = field(default_factory=ClientConfig)
+    """Who explains."""
+    examples: ExamplesConfig = field(default_factory=ExamplesConfig)
+    """What is shown."""
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of templates to use instead of the built-in ones."""
+    retry_errors: bool = False
+    """Ask again where a complete artifact has rows with status error."""
+    overwrite: bool = False
+    """Replace explanations that were made with other settings."""
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How explanations are scored."""
+
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the run."""
+    scorers: tuple[str, ...] = ("detection", "fuzzing")
+    """Which questions to ask about each explanation."""
+    explainer: str | None = None
+    """Only explanations of this explainer; by default all of the run."""
+    dictionary: tuple[str, ...] = ()
+    """Only these dictionaries; by default all of the run."""
+    client: ClientConfig = field(default_factory=ClientConfig)
+    """Who judges."""
+    examples_per_prompt: int = 5
+    """Texts in one question."""
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of templates to use instead of the built-in ones."""
+    retry_errors: bool = False
+    """Ask again where a complete artifact has rows with status error."""
+    overwrite: bool = False
+    """Replace scores that were made with other settings or from other explanations."""
