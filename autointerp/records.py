@@ -45,8 +45,10 @@ class LatentExamples:
     """All that explain and score see of a latent; explain-split and score-split windows share no document group."""
 
     latent: int
+    top: tuple[Example, ...]
+    """The most strongly activating windows of the explain split, strongest first: what a person would be shown."""
     train: tuple[Example, ...]
-    """Activating windows of the explain split, strongest first."""
+    """Activating windows of the explain split, a uniform sample, strongest first: what frequencies are estimated from."""
     contrast: tuple[Example, ...]
     """Windows of the explain split in which the latent does not fire."""
     test: tuple[Example, ...]
@@ -56,9 +58,9 @@ class LatentExamples:
     density: float
     """Share of the cached usable tokens on which it fires, both splits."""
     train_weight: float = 1.0
-    """Activating contexts of the explain split that each train window stands for."""
+    """Tokens of the explain split that each token of a train window stands for; its firing tokens then add up."""
     contrast_weight: float = 1.0
-    """Non-activating contexts of the explain split that each contrast window stands for."""
+    """Tokens of the explain split that each token of a contrast window stands for; with `train`, all of them add up."""
 
 
 @dataclass(frozen=True)
