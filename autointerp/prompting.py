@@ -1,0 +1,127 @@
+"""From template variables to chat messages, and the marks around the tokens that a text wants noticed.
+
+A task is a folder of `prompts/`: `system.j2`, `user.j2`, and `examples.json`, a list of worked examples
+`{"context": {...}, "answer": "..."}` whose questions are rendered by the same `user.j2`. What is constant comes first,
+so that a server can reuse its work on the common prefix.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from autointerp.records import Message, Request, Sampling
+from sae.artifacts import digest
+from sae.errors import InputError
+
+OPEN, CLOSE = "<<", ">>"
+JOINER = "\u2060"
+"""Word joiner, which takes no space: it parts angle brackets of the text itself, which could be mistaken for marks."""
+
+
+class Prompts:
+    """The templates of one folder."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Use the templates of `folder`, by default the ones that come with the package.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        self.folder = _built_in() if folder is None else folder
+        if not self.folder.is_dir():
+            raise InputError(f"--prompts {self.folder} is not a folder; expected <task>/system.j2 and user.j2 in it")
+        loader = jinja2.FileSystemLoader(self.folder)
+        self._environment = jinja2.Environment(
+            loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        )
+        self._environment.filters["json"] = quoted
+
+    def render(self, task: str, context: Mapping[str, Any]) -> tuple[Message, ...]:
+        """The messages of a task: instructions, worked examples, then the question.
+
+        Raises:
+            InputError: a template is missing, is broken, or asks for a variable that the task does not have.
+        """
+        messages = [Message("system", self._fill(f"{task}/system.j2", {}))]
+        for example in self._worked(task):
+            messages.append(Message("user", self._fill(f"{task}/user.j2", example["context"])))
+            messages.append(Message("assistant", example["answer"]))
+        messages.append(Message("user", self._fill(f"{task}/user.j2", context)))
+        return tuple(messages)
+
+    def request(self, task: str, context: Mapping[str, Any], sampling: Sampling | None = None) -> Request:
+        """The question to a client; `context` goes along for a client that reads no messages."""
+        return Request(task, self.render(task, context), context, sampling or Sampling())
+
+    def digest(self, task: str) -> str:
+        """sha256 of all files of a task, which is part of an artifact's configuration."""
+        files = sorted(p for p in (self.folder / task).glob("*") if p.suffix in (".j2", ".json"))
+        return digest({p.name: p.read_text(encoding="utf-8") for p in files})
+
+    def _worked(self, task: str) -> list[dict[str, Any]]:
+        path = self.folder / task / "examples.json"
+        if not path.exists():
+            return []
+        try:
+            examples = json.loads(path.read_text(encoding="utf-8"))
+            return [{"context": dict(e["context"]), "answer": str(e["answer"])} for e in examples]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{path} is no list of {{"context": ..., "answer": ...}} ({error!r}); mend it') from None
+
+    def _fill(self, name: str, context: Mapping[str, Any]) -> str:
+        try:
+            return self._environment.get_template(name).render(context).strip()
+        except jinja2.TemplateNotFound as error:
+            raise InputError(f"{self.folder / str(error)} is missing; add it or leave --prompts out") from None
+        except jinja2.TemplateError as error:
+            raise InputError(f"{self.folder / name} cannot be rendered: {error}; mend the template") from None
+
+
+def _built_in() -> Path:
+    """The templates of an installed package lie inside it, those of a checkout beside it."""
+    inside = Path(__file__).parent / "prompts"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "prompts"
+
+
+def quoted(value: Any) -> str:
+    """JSON on one line, whatever the text contains; letters beyond ASCII stay readable.
+
+    json.dumps leaves alone some characters that other programs take for line ends or refuse to encode.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def highlighted(tokens: Sequence[str], marked: Sequence[bool]) -> str:
+    """The text with << and >> around each run of marked tokens; `highlighted_spans` is the way back."""
+    runs = [
+        ("".join(token for token, _ in run), mark)
+        for mark, run in groupby(zip(tokens, marked, strict=True), key=lambda pair: pair[1])
+    ]
+    return "".join(f"{OPEN}{_parted(text)}{CLOSE}" if mark else _parted(text) for text, mark in runs)
+
+
+def highlighted_spans(text: str) -> list[tuple[str, bool]]:
+    """The pieces of a highlighted text, each with whether it is marked; joined, they are the text without marks."""
+    pieces = re.split(f"({OPEN}|{CLOSE})", text)
+    spans, marked = [], False
+    for piece in pieces:
+        if piece in (OPEN, CLOSE):
+            marked = piece == OPEN
+        elif piece:
+            spans.append((piece.replace(JOINER, ""), marked))
+    return spans
+
+
+def _parted(text: str) -> str:
+    # Doctests are full of >>>: a bracket next to another one, or at an end where a mark may follow, is fenced off.
+    text = re.sub(r"<(?=<)|>(?=>)", rf"\g<0>{JOINER}", text)
+    text = JOINER + text if text.startswith(("<", ">")) else text
+    return text + JOINER if text.endswith(("<", ">")) else text
