@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from autointerp.records import Message, Request, Sampling
 from sae.artifacts import digest
 from sae.errors import InputError
 
-OPEN, CLOSE = "<<", ">>"
-JOINER = "\u2060"
-"""Word joiner, which takes no space: it parts angle brackets of the text itself, which could be mistaken for marks."""
+MARKS = (("<<", ">>"), ("[[", "]]"), ("{{", "}}"), ("⟦", "⟧"), ("⟪", "⟫"))
+"""Marks to choose from, the usual ones first."""
 
 
 class Prompts:
@@ -99,29 +98,22 @@ def quoted(value: Any) -> str:
     return re.sub("[\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def highlighted(tokens: Sequence[str], marked: Sequence[bool]) -> str:
-    """The text with << and >> around each run of marked tokens; `highlighted_spans` is the way back."""
+def marks_for(texts: Iterable[str]) -> tuple[str, str]:
+    """Opening and closing mark that no text can be mistaken for: doctests are full of >>>, nested lists of ]]."""
+    texts = list(texts)
+    used = set().union(*texts)
+    for opening, closing in MARKS:
+        if not used & {opening[0], closing[0]}:
+            return opening, closing
+    joined = "\n".join(texts)
+    return next((f"[{n}:", f":{n}]") for n in count(1) if f"[{n}:" not in joined and f":{n}]" not in joined)
+
+
+def highlighted(tokens: Sequence[str], marked: Sequence[bool], marks: tuple[str, str]) -> str:
+    """The text with a mark before and after each run of marked tokens."""
+    opening, closing = marks
     runs = [
         ("".join(token for token, _ in run), mark)
         for mark, run in groupby(zip(tokens, marked, strict=True), key=lambda pair: pair[1])
     ]
-    return "".join(f"{OPEN}{_parted(text)}{CLOSE}" if mark else _parted(text) for text, mark in runs)
-
-
-def highlighted_spans(text: str) -> list[tuple[str, bool]]:
-    """The pieces of a highlighted text, each with whether it is marked; joined, they are the text without marks."""
-    pieces = re.split(f"({OPEN}|{CLOSE})", text)
-    spans, marked = [], False
-    for piece in pieces:
-        if piece in (OPEN, CLOSE):
-            marked = piece == OPEN
-        elif piece:
-            spans.append((piece.replace(JOINER, ""), marked))
-    return spans
-
-
-def _parted(text: str) -> str:
-    # Doctests are full of >>>: a bracket next to another one, or at an end where a mark may follow, is fenced off.
-    text = re.sub(r"<(?=<)|>(?=>)", rf"\g<0>{JOINER}", text)
-    text = JOINER + text if text.startswith(("<", ">")) else text
-    return text + JOINER if text.endswith(("<", ">")) else text
+    return "".join(f"{opening}{text}{closing}" if mark else text for text, mark in runs)
