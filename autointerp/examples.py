@@ -1,0 +1,280 @@
+"""Windows of text for the explainer and the judge, from a latent cache. Pure: same cache, same config, same windows.
+
+A window is a run of at most `window` tokens inside one context, and a context gives a latent at most one window of a
+kind. An activating window is placed so that its peak, the context's largest activation, sits three quarters through.
+The first position of a context never carries an activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from autointerp.config import ExamplesConfig
+from autointerp.records import Example, LatentExamples
+from sae.latents import LatentCache
+
+Eligibility = Literal["ok", "too_rare", "too_dense"]
+Ints = npt.NDArray[np.int64]
+
+PEAK_PLACE = 0.75
+POOL = 20_000
+"""Score contexts among which the matching non-activating ones are looked for; keeps the time flat in large caches."""
+UNDECODED = "\ufffd"
+TRAIN, CONTRAST, TEST, MATCH = range(4)
+
+
+def sample_latents(cache: LatentCache, n: int, seed: int) -> list[int]:
+    """A uniform sample of the living latents, ascending; all of them where there are fewer than `n`.
+
+    A latent lives if it fires at least once in the cache, in either split. For one seed a smaller sample is part of
+    every larger one, so that asking for more latents later keeps what was paid for.
+    """
+    alive = np.flatnonzero(np.diff(cache.offsets) > 0)
+    return sorted(np.random.default_rng([seed]).permutation(alive)[:n].tolist())
+
+
+class Pieces:
+    """Token ids to strings whose concatenation is the text, also where a character is spread over several tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+        # Decoders like Llama's drop the space before the first token, so no token is decoded as the first one.
+        ids = (tokenizer.token_to_id(token) for token in ("a", "▁a", "Ġa", "."))
+        self._anchor = [next((i for i in ids if i is not None), 0)]
+        self._skip = len(self._raw(self._anchor))
+
+    def __call__(self, ids: Sequence[int]) -> list[str]:
+        """One string per token. Of a run of tokens that decode only together the first gets the text, the others ''."""
+        strings = [self._one(i) for i in ids]
+        start = 0
+        while start < len(strings):
+            stop = start + 1
+            if UNDECODED in strings[start]:
+                text = strings[start]
+                while UNDECODED in text and stop < len(strings) and UNDECODED in strings[stop]:
+                    stop += 1
+                    text = self._decode(ids[start:stop])
+                strings[start:stop] = [text] + [""] * (stop - start - 1)
+            start = stop
+        return strings
+
+    def _one(self, token_id: int) -> str:
+        if token_id not in self._known:
+            self._known[token_id] = self._decode([token_id])
+        return self._known[token_id]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._raw([*self._anchor, *ids])[self._skip :]
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows as numbers: context, first position inside it, tokens; all [n]."""
+
+    context: Ints
+    start: Ints
+    length: Ints
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def __getitem__(self, index: Any) -> Windows:
+        return Windows(self.context[index], self.start[index], self.length[index])
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Where one latent fires, and its peak in each context in which it does."""
+
+    token: Ints
+    activation: npt.NDArray[np.float32]
+    peak_context: Ints
+    peak_token: Ints
+    peak: npt.NDArray[np.float32]
+
+    def none_in(self, start: Ints, stop: Ints) -> npt.NDArray[np.bool_]:
+        """Whether it fires nowhere between the token indices, [n]."""
+        return np.asarray(np.searchsorted(self.token, start) == np.searchsorted(self.token, stop))
+
+
+class ExampleSampler:
+    """Draws the windows of one latent after the other."""
+
+    def __init__(self, cache: LatentCache, config: ExamplesConfig) -> None:
+        self.cache = cache
+        self.config = config
+        self._pieces = Pieces(Tokenizer.from_file(str(cache.tokenizer_file)))
+        self._offsets: Ints = np.asarray(cache.context_offsets, np.int64)
+        self._lengths: Ints = np.diff(self._offsets)
+        self._split = np.asarray(cache.context_split)
+        self._usable = {split: cache.usable_tokens(split) for split in ("explain", "score")}
+        self._last: tuple[int, Eligibility, str, LatentExamples | None] | None = None
+
+    def eligible(self, latent: int) -> tuple[Eligibility, str]:
+        """Whether a latent can be judged, and if not, why: it fires in too few contexts or leaves too few without."""
+        _, status, reason, _ = self._drawn(latent)
+        return status, reason
+
+    def examples(self, latent: int) -> LatentExamples:
+        """The windows of an eligible latent.
+
+        Raises:
+            ValueError: the latent is not eligible.
+        """
+        _, status, reason, examples = self._drawn(latent)
+        if examples is None:
+            raise ValueError(f"latent {latent} is {status}: {reason}")
+        return examples
+
+    def density(self, latent: int) -> float:
+        """Share of the usable tokens of both splits on which a latent fires."""
+        n = int(self.cache.offsets[latent + 1] - self.cache.offsets[latent])
+        return n / max(sum(self._usable.values()), 1)
+
+    def _drawn(self, latent: int) -> tuple[int, Eligibility, str, LatentExamples | None]:
+        # Stages ask whether a latent is eligible just before they ask for its windows.
+        if self._last is None or self._last[0] != latent:
+            self._last = (latent, *self._draw(latent))
+        return self._last
+
+    def _draw(self, latent: int) -> tuple[Eligibility, str, LatentExamples | None]:
+        config, fires = self.config, self._firings(latent)
+        in_explain = self._split[fires.peak_context] == 0
+        n_explain, n_score = int(in_explain.sum()), int((~in_explain).sum())
+        if min(n_explain, n_score) < config.min_examples:
+            found = f"it fires in {n_explain} contexts of the explain split and {n_score} of the score split"
+            return "too_rare", f"{found}; {config.min_examples} of each are needed", None
+        windows = self._around_peaks(fires)
+        explain, score = np.flatnonzero(in_explain), np.flatnonzero(~in_explain)
+        train = self._rng(latent, TRAIN).permutation(explain)[: config.n_train]
+        top = explain[np.argsort(-fires.peak[explain], kind="stable")][: config.n_train]
+        contrast = self._contrast(latent, fires)
+        if len(contrast) < min(config.min_examples, config.n_contrast):
+            reason = f"only {len(contrast)} windows of the explain split are without activation"
+            return "too_dense", f"{reason}; {config.min_examples} are needed", None
+        test = windows[np.sort(self._rng(latent, TEST).permutation(score)[: config.n_test])]
+        matched, negatives = self._matched(latent, fires, test)
+        if len(negatives) < min(config.min_examples, len(test)):
+            reason = f"only {len(negatives)} of {len(test)} activating windows have a counterpart without activation"
+            return "too_dense", f"{reason}; {config.min_examples} are needed", None
+        by_peak = train[np.argsort(-fires.peak[train], kind="stable")]
+        shown, contrasted = self._examples(fires, windows[by_peak]), self._examples(fires, contrast)
+        train_weight, contrast_weight = self._weights(fires, shown, contrasted)
+        return (
+            "ok",
+            "",
+            LatentExamples(
+                latent=latent,
+                top=self._examples(fires, windows[top]),
+                train=shown,
+                contrast=contrasted,
+                test=self._examples(fires, test[matched]),
+                non_activating=self._examples(fires, negatives),
+                density=self.density(latent),
+                train_weight=train_weight,
+                contrast_weight=contrast_weight,
+            ),
+        )
+
+    def _rng(self, latent: int, use: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, latent, use])
+
+    def _firings(self, latent: int) -> Firings:
+        token, activation = self.cache.entries(latent)
+        # float16 can have rounded a tiny activation to zero.
+        token, activation = token[activation > 0], activation[activation > 0]
+        context = self.cache.contexts_of(token)
+        order = np.lexsort((token, -activation, context))
+        _, first = np.unique(context[order], return_index=True)
+        peak = order[first]
+        return Firings(token, activation, context[peak], token[peak], activation[peak])
+
+    def _around_peaks(self, fires: Firings) -> Windows:
+        context = fires.peak_context
+        length = np.minimum(self._lengths[context], self.config.window)
+        before = round(PEAK_PLACE * (self.config.window - 1))
+        place = fires.peak_token - self._offsets[context]
+        start = np.clip(place - before, 0, self._lengths[context] - length)
+        return Windows(context, start, length)
+
+    @cached_property
+    def _grid(self) -> Windows:
+        """The explain split cut into windows of nearly equal lengths: every token is in one, so none is favoured."""
+        contexts = self.cache.split_contexts("explain")
+        lengths = self._lengths[contexts]
+        n = -(-lengths // self.config.window)
+        context, n_each = np.repeat(contexts, n), np.repeat(n, n)
+        number = np.arange(len(context)) - np.repeat(np.cumsum(n) - n, n)
+        start = number * self._lengths[context] // n_each
+        return Windows(context, start, (number + 1) * self._lengths[context] // n_each - start)
+
+    def _contrast(self, latent: int, fires: Firings) -> Windows:
+        grid = self._grid
+        begin = self._offsets[grid.context] + grid.start
+        silent = np.flatnonzero(fires.none_in(begin, begin + grid.length))
+        drawn = self._rng(latent, CONTRAST).permutation(silent)
+        _, first = np.unique(grid.context[drawn], return_index=True)
+        return grid[drawn[np.sort(first)][: self.config.n_contrast]]
+
+    def _matched(self, latent: int, fires: Firings, test: Windows) -> tuple[Ints, Windows]:
+        """The test windows (indices) that have a counterpart, and these: same start and length, from a context that is
+        as near as possible in its place in the document (at its beginning or later) and in length, none used twice."""
+        rng = self._rng(latent, MATCH)
+        pool = np.setdiff1d(self.cache.split_contexts("score"), test.context)
+        pool = pool if len(pool) <= POOL else np.sort(rng.choice(pool, POOL, replace=False))
+        offsets, lengths = self._offsets[pool], self._lengths[pool]
+        later = np.asarray(self.cache.context_start)[pool] > 0
+        free = np.ones(len(pool), bool)
+        found: dict[int, int] = {}
+        for i in rng.permutation(len(test)).tolist():
+            context, start, stop = test.context[i], test.start[i], test.start[i] + test.length[i]
+            fits = free & (lengths >= stop)
+            fits[fits] = fires.none_in(offsets[fits] + start, offsets[fits] + stop)
+            if not fits.any():
+                continue
+            elsewhere = later != (self.cache.context_start[context] > 0)
+            distance = np.abs(lengths - self._lengths[context]) + elsewhere * int(self._lengths.max())
+            choice = rng.choice(np.flatnonzero(fits & (distance == distance[fits].min())))
+            found[i], free[choice] = int(pool[choice]), False
+        matched = np.array(sorted(found), np.int64)
+        negatives = np.array([found[i] for i in sorted(found)], np.int64)
+        return matched, Windows(negatives, test.start[matched], test.length[matched])
+
+    def _examples(self, fires: Firings, windows: Windows) -> tuple[Example, ...]:
+        return tuple(self._example(fires, windows, i) for i in range(len(windows)))
+
+    def _example(self, fires: Firings, windows: Windows, i: int) -> Example:
+        context, start, length = int(windows.context[i]), int(windows.start[i]), int(windows.length[i])
+        begin = int(self._offsets[context]) + start
+        activations = np.zeros(length, np.float32)
+        low, high = np.searchsorted(fires.token, [begin, begin + length])
+        activations[fires.token[low:high] - begin] = fires.activation[low:high]
+        tokens = self._pieces(self.cache.token_ids[begin : begin + length].tolist())
+        for j in range(length - 1, 0, -1):
+            # A token without a visible character hands its activation to the one that shows it.
+            if not tokens[j] and activations[j]:
+                activations[j - 1], activations[j] = max(activations[j - 1], activations[j]), 0
+        return Example(f"c{context}.s{start}.n{length}", tuple(tokens), tuple(activations.tolist()))
+
+    def _weights(self, fires: Firings, train: Sequence[Example], contrast: Sequence[Example]) -> tuple[float, float]:
+        """Weights under which the windows' firing and silent tokens add up to those of the explain split.
+
+        The first token of a window does not count: it has no left context to judge it by.
+        """
+        n_firing = int((self._split[self.cache.contexts_of(fires.token)] == 0).sum())
+        firing = sum(a > 0 for example in train for a in example.activations[1:])
+        silent = sum(a == 0 for example in train for a in example.activations[1:])
+        train_weight = n_firing / max(firing, 1)
+        rest = self._usable["explain"] - n_firing - train_weight * silent
+        return train_weight, max(rest, 0.0) / max(sum(len(example.tokens) - 1 for example in contrast), 1)

@@ -1,0 +1,142 @@
+"""A small run with planted latents over real text: what the stages must find is known."""
+
+from __future__ import annotations
+
+import functools
+import pydoc_data.topics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from sae.artifacts import claim_run, dictionary_folder, latents_folder, write_json, writing
+from sae.latents import EntryWriter, LatentCache, save_tensors
+
+DICTIONARY = "layers.1"
+TOKEN, NOISE, BIGRAM, RARE, DENSE, DEAD = range(6)
+"""Numbers of the planted latents: one token, pure noise, v only after u, fires in 6 contexts, fires on 60 %, never."""
+N_LATENTS = 8
+THE_TOKEN = " object"
+THE_BIGRAM = (" of", " the")
+METRICS = {
+    "fvu": 0.3,
+    "cosine": 0.8,
+    "l0": 4.0,
+    "dead_share": 0.25,
+    "fvu_token_mean": 0.5,
+    "fvu_pca": 0.6,
+    "n_tokens_train": 1000,
+}
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenised contexts: ids [n_tokens], offsets [n_contexts + 1], document, place in it and split of each context."""
+
+    ids: Ints
+    offsets: Ints
+    document: Ints
+    start: Ints
+    split: Ints
+    names: list[str]
+
+
+@functools.cache
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level BPE of 1,500 tokens, as Pythia's but smaller."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(vocab_size=1500, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(pydoc_data.topics.topics.values(), trainer)
+    return tokenizer
+
+
+@functools.cache
+def tiny_text(n_tokens: int = 80_000, context_length: int = 64) -> Text:
+    """Python's help topics; every second one in the explain split."""
+    ids: list[int] = []
+    rows: list[tuple[int, int, int, int]] = []
+    names = sorted(pydoc_data.topics.topics)
+    for number, name in enumerate(names):
+        document = tiny_tokenizer().encode(pydoc_data.topics.topics[name]).ids[:4000]
+        for start in range(0, len(document) - 7, context_length):
+            piece = document[start : start + context_length]
+            ids.extend(piece)
+            rows.append((len(ids), number, start, number % 2))
+        if len(ids) >= n_tokens:
+            break
+    ends, document_number, starts, split = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    offsets = np.concatenate([np.zeros(1, np.int64), ends])
+    return Text(np.array(ids, np.int64), offsets, document_number, starts, split, names)
+
+
+def planted_masks(text: Text, rng: np.random.Generator) -> list[npt.NDArray[np.bool_]]:
+    """Where each planted latent fires, [n_tokens] each; never on the first position of a context."""
+    n = len(text.ids)
+    usable = np.ones(n, bool)
+    usable[text.offsets[:-1]] = False
+    tokenizer = tiny_tokenizer()
+    token, left, right = (tokenizer.encode(piece).ids for piece in (THE_TOKEN, *THE_BIGRAM))
+    assert len(token) == len(left) == len(right) == 1, "the planted words must be single tokens"
+    rare = np.zeros(n, bool)
+    rare[text.offsets[rng.permutation(len(text.split))[:6]] + 3] = True
+    masks = [
+        text.ids == token[0],
+        rng.random(n) < 0.004,
+        (text.ids == right[0]) & (np.roll(text.ids, 1) == left[0]),
+        rare,
+        rng.random(n) < 0.6,
+    ]
+    return [mask & usable for mask in masks]
+
+
+def write_planted_run(
+    folder: Path, variant: str = "trained", seed: int = 0, metrics: dict[str, Any] | None = None
+) -> Path:
+    """Write a run with one dictionary and its complete latent cache; returns the folder."""
+    text, rng = tiny_text(), np.random.default_rng([seed, 7])
+    claim_run(folder, {"subject": "planted", "variant": variant, "corpus": "topics"})
+    dictionary = {"dictionary": DICTIONARY, "hookpoint": DICTIONARY, "layer": 1, "seed": seed, "k": 4}
+    dictionary["n_latents"] = N_LATENTS
+    with writing(dictionary_folder(folder, DICTIONARY), "sae", dictionary, {}) as writer:
+        write_json(writer.partial / "metrics.json", METRICS | (metrics or {}))
+        sae = writer.finish({"n_latents": N_LATENTS})
+    with writing(latents_folder(folder, DICTIONARY), "latents", dictionary, {"sae": sae.fingerprint}) as writer:
+        save_tensors(
+            writer.partial / "tokens.safetensors",
+            {
+                "context_offsets": text.offsets,
+                "token_ids": text.ids.astype(np.uint32),
+                "context_document": text.document.astype(np.uint32),
+                "context_start": text.start.astype(np.uint32),
+                "context_split": text.split.astype(np.uint8),
+            },
+        )
+        entries = EntryWriter(writer.partial, N_LATENTS)
+        latent, token = np.nonzero(np.stack(planted_masks(text, rng)))
+        order = np.argsort(token, kind="stable")
+        entries.add(token[order], latent[order], rng.lognormal(0.0, 0.5, len(order)))
+        n_entries = entries.finish()
+        cosine = np.zeros((N_LATENTS, 2), np.float32)
+        save_tensors(
+            writer.partial / "neighbours.safetensors", {"latent": np.zeros((N_LATENTS, 2), np.uint32), "cosine": cosine}
+        )
+        write_json(writer.partial / "documents.json", text.names)
+        tiny_tokenizer().save(str(writer.partial / "tokenizer.json"))
+        writer.finish({"n_tokens": len(text.ids), "n_contexts": len(text.split), "n_entries": n_entries})
+    return folder
+
+
+def planted_cache(run: Path) -> LatentCache:
+    """The latent cache of a planted run."""
+    return LatentCache.open(latents_folder(run, DICTIONARY))
