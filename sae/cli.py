@@ -65,4 +65,3 @@ def run_stage(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str]
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
-

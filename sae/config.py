@@ -8,8 +8,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sae.errors import InputError
+
 Variant = Literal["trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "control"]
 VARIANTS: tuple[Variant, ...] = ("trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "control")
+
+
+def _at_least(smallest: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < smallest:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {smallest}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,9 @@ class SubjectConfig:
     """Arithmetic of the subject; auto is float32 on a CPU and bfloat16 on a GPU."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, variant_seed=self.variant_seed)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,9 @@ class SAEConfig:
     """Latents active per token."""
     expansion: int = 16
     """Latents per input dimension."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, k=self.k, expansion=self.expansion)
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,22 @@ class TrainConfig:
     overwrite: bool = False
     """Replace dictionaries of the same name that were made with other settings."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, tokens=self.tokens, batch_tokens=self.batch_tokens)
+        _at_least(1, buffer_tokens=self.buffer_tokens, eval_tokens=self.eval_tokens)
+        _at_least(0, seed=self.seed)
+        if not self.layers:
+            raise InputError("--layers names no layer; give block numbers counted from zero, e.g. --layers 1 3")
+        if len(set(self.layers)) < len(self.layers):
+            raise InputError(f"--layers names a layer twice: {' '.join(map(str, self.layers))}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError(f"--learning-rate must be positive, got {self.learning_rate}")
+        for name in ("warmup", "decay", "dead_after"):
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is a share of the training, between 0 and 1, got {share}")
+
 
 @dataclass(frozen=True)
 class CacheConfig:
@@ -102,3 +132,7 @@ class CacheConfig:
     """Go over a split again when it has fewer tokens than asked."""
     overwrite: bool = False
     """Replace caches of the same name that were made with other settings."""
+
+    def __post_init__(self) -> None:
+        # One token for each of the two splits.
+        _at_least(2, tokens=self.tokens)

@@ -1,0 +1,85 @@
+"""Activations of a subject as streams of vectors: in order for a cache, mixed for training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.contexts import Batch, ContextStore
+from sae.subject import Subject, residuals
+
+SUBJECT_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Residual vectors of the usable positions of some contexts: padding and first positions are left out.
+
+    `layers` holds one [token, d_model] float32 tensor per layer asked; `token_ids` [token] are the tokens they belong
+    to; `batch` holds the contexts, and `usable` [context, position] says which of their positions these are.
+    """
+
+    layers: tuple[Tensor, ...]
+    token_ids: Tensor
+    batch: Batch
+    usable: Tensor
+
+
+def stream(
+    subject: Subject, store: ContextStore, layers: Sequence[int], batches: Iterable[Batch]
+) -> Iterator[ActivationBatch]:
+    """Run the subject over batches of contexts and give the residual vectors after some of its blocks."""
+    keys = store.document_keys.astype(np.int64)
+    for batch in batches:
+        ids = torch.from_numpy(batch.ids)
+        documents = torch.from_numpy(keys[store.document_index[batch.contexts]])
+        starts = torch.from_numpy(store.starts[batch.contexts].astype(np.int64))
+        positions = torch.arange(ids.shape[1])
+        usable = (positions > 0) & (positions < torch.from_numpy(batch.lengths)[:, None])
+        caught = residuals(subject, ids, documents, starts, layers)
+        kept = usable.to(subject.device)
+        yield ActivationBatch(tuple(x[kept].float() for x in caught), ids[usable], batch, usable)
+
+
+def shuffled(
+    batches: Iterable[ActivationBatch], batch_tokens: int, buffer_tokens: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, ...]]:
+    """Mix a stream in a buffer of fixed size: fill it, give away a random half in batches, fill it again.
+
+    At the end everything is given away, so every vector comes exactly once; only a last batch may be smaller.
+
+    Args:
+        batches: the stream.
+        batch_tokens: vectors in a batch.
+        buffer_tokens: vectors that are mixed; at least two batches.
+        generator: draws the order.
+
+    Yields:
+        One [batch_tokens, d_model] tensor per layer, rows aligned between layers.
+    """
+    size = max(buffer_tokens, 2 * batch_tokens)
+    parts: list[tuple[Tensor, ...]] = []
+    held = 0
+    for batch in batches:
+        parts.append(batch.layers)
+        held += len(batch.token_ids)
+        if held >= size:
+            mixed = _mix(parts, generator)
+            away = held // 2 // batch_tokens * batch_tokens
+            for first in range(0, away, batch_tokens):
+                yield tuple(x[first : first + batch_tokens] for x in mixed)
+            parts, held = [tuple(x[away:] for x in mixed)], held - away
+    if held:
+        mixed = _mix(parts, generator)
+        for first in range(0, held, batch_tokens):
+            yield tuple(x[first : first + batch_tokens] for x in mixed)
+
+
+def _mix(parts: list[tuple[Tensor, ...]], generator: torch.Generator) -> tuple[Tensor, ...]:
+    layers = [torch.cat(column) for column in zip(*parts, strict=True)]
+    order = torch.randperm(len(layers[0]), generator=generator).to(layers[0].device)
+    return tuple(x[order] for x in layers)

@@ -1,0 +1,270 @@
+"""`python -m sae.cache`: which latents fire where, for every dictionary of a run, in one pass of the subject."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, stream
+from sae.artifacts import (
+    ArtifactWriter,
+    claim_run,
+    complete_folders,
+    completed,
+    digest,
+    latents_folder,
+    plain,
+    read_manifest,
+    read_run,
+    writing,
+)
+from sae.checkpoint import load_dictionary
+from sae.cli import parse, run_stage
+from sae.config import CacheConfig, CorpusConfig, SubjectConfig
+from sae.contexts import ContextStore, prepare_contexts
+from sae.corpus import Corpus, open_corpus
+from sae.errors import InputError
+from sae.latents import SPLITS, EntryWriter, save_tensors
+from sae.model import SparseAutoencoder
+from sae.subject import Subject, load_subject, subject_identity
+
+log = logging.getLogger(__name__)
+N_NEIGHBOURS = 10
+NEIGHBOUR_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Cache the latent activations of a run's dictionaries, or of one dictionary trained elsewhere."""
+
+    cache: CacheConfig
+    corpus: CorpusConfig = field(default_factory=lambda: CorpusConfig(corpus=""))
+    subject: SubjectConfig = field(default_factory=lambda: SubjectConfig(subject=""))
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """A dictionary to be cached."""
+
+    name: str
+    layer: int
+    model: SparseAutoencoder
+    facts: dict[str, Any]
+    fingerprint: str
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Cache every dictionary that has no cache yet."""
+    args = parse(Arguments, argv, "python -m sae.cache")
+    subject_config, corpus_config = _resolve(args)
+    corpus = open_corpus(corpus_config)
+    identity = subject_identity(subject_config)
+    whole = {**identity, "corpus": corpus_config.corpus, "corpus_fingerprint": corpus.fingerprint}
+    claim_run(args.cache.run, whole)
+    dictionaries = _dictionaries(args.cache)
+    parents = {"subject": digest(identity), "corpus": corpus.fingerprint}
+    own = {d.name: {**parents, "dictionary": d.fingerprint} for d in dictionaries}
+    configs = {d.name: _artifact_config(args.cache, corpus_config, d) for d in dictionaries}
+    folders = {d.name: latents_folder(args.cache.run, d.name) for d in dictionaries}
+    todo = [
+        d
+        for d in dictionaries
+        if completed(folders[d.name], "latents", configs[d.name], own[d.name], args.cache.overwrite) is None
+    ]
+    if todo:
+        subject = load_subject(subject_config)
+        for d in todo:
+            _check_fit(d, subject)
+        subject.check_context(corpus_config.context_length)
+        with contextlib.ExitStack() as stack:
+            writers = [
+                stack.enter_context(writing(folders[d.name], "latents", configs[d.name], own[d.name])) for d in todo
+            ]
+            _cache(args.cache, subject, _stores(args.cache, subject, corpus, corpus_config), todo, writers)
+    for d in dictionaries:
+        counts = read_manifest(folders[d.name], "latents", "pass --overwrite").counts
+        note = "" if d in todo else " (complete already)"
+        tokens = " + ".join(f"{counts['tokens'][split]:,} ({split})" for split in SPLITS)
+        print(
+            f"{folders[d.name]}: {tokens} tokens, {counts['living']:,} of {counts['n_latents']:,} latents alive{note}"
+        )
+
+
+def _resolve(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
+    """Subject and corpus from the flags, or where they are not given from what the run holds."""
+    subject, corpus = args.subject, args.corpus
+    held: dict[str, Any] = {}
+    if not subject.subject or not corpus.corpus:
+        held = read_run(args.cache.run)
+    if not subject.subject:
+        names = ("subject", "revision", "variant", "variant_seed", "dtype")
+        kept = {name: held[name] for name in names} | {"device": subject.device}
+        subject = SubjectConfig(**kept, control_scale=held["control_scale"] or "unit")
+    if not corpus.corpus:
+        corpus = dataclasses.replace(corpus, corpus=held["corpus"])
+    if args.cache.dictionary is None and args.cache.hookpoint is not None:
+        raise InputError("--hookpoint goes with --dictionary; the run's own dictionaries know theirs")
+    return subject, corpus
+
+
+def _dictionaries(config: CacheConfig) -> list[Dictionary]:
+    if config.dictionary is not None:
+        return [_foreign(Path(config.dictionary).expanduser(), config.hookpoint)]
+    folders = complete_folders(config.run / "sae")
+    if not folders:
+        raise InputError(f"{config.run} has no dictionary; train one with python -m sae.train --run {config.run} ...")
+    found = []
+    for folder in folders:
+        manifest = read_manifest(folder, "sae", "train it again with python -m sae.train --overwrite")
+        model, facts = load_dictionary(folder)
+        found.append(Dictionary(folder.name, int(facts["layer"]), model, facts, manifest.fingerprint))
+    return found
+
+
+def _foreign(folder: Path, hookpoint: str | None) -> Dictionary:
+    """A dictionary trained elsewhere, under the name of its folder."""
+    if not folder.is_dir():
+        raise InputError(f"--dictionary {folder}: no such folder; name one written by python -m sae.train")
+    model, facts = load_dictionary(folder)
+    name = hookpoint or str(facts.get("hookpoint", ""))
+    prefix, _, number = name.rpartition(".")
+    if prefix != "layers" or not number.isdigit():
+        raise InputError(f"hookpoint {name!r} is unknown; pass --hookpoint layers.N, the residual stream after block N")
+    facts = {**facts, "hookpoint": name, "layer": int(number)}
+    weights = digest([facts, *[float(p.double().square().sum()) for p in model.parameters()]])
+    return Dictionary(folder.resolve().name, int(number), model, facts, weights)
+
+
+def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
+    subject.check_layer(dictionary.layer)
+    if dictionary.model.d_in != subject.d_model:
+        raise InputError(
+            f"dictionary {dictionary.name} reads vectors of width {dictionary.model.d_in}, "
+            f"{subject.config.subject} has {subject.d_model}; use the subject it was trained on"
+        )
+
+
+def _artifact_config(config: CacheConfig, corpus: CorpusConfig, dictionary: Dictionary) -> dict[str, Any]:
+    names = ("hookpoint", "layer", "seed", "k", "n_latents")
+    facts = {name: dictionary.facts.get(name) for name in names}
+    settings = {"tokens": config.tokens, "repeat": config.repeat, "corpus": corpus}
+    result: dict[str, Any] = plain({"dictionary": dictionary.name, **facts, **settings})
+    return result
+
+
+def _stores(config: CacheConfig, subject: Subject, corpus: Corpus, corpus_config: CorpusConfig) -> list[ContextStore]:
+    """The contexts of the explain and of the score split, half of the tokens each."""
+    each, context = config.tokens // len(SPLITS), corpus_config.context_length
+    return [prepare_contexts(corpus, subject.tokenizer, split, each, context, config.repeat) for split in SPLITS]
+
+
+def _cache(
+    config: CacheConfig,
+    subject: Subject,
+    stores: Sequence[ContextStore],
+    dictionaries: Sequence[Dictionary],
+    writers: Sequence[ArtifactWriter],
+) -> None:
+    """One pass over both splits; tokens are numbered in the order in which the subject reads them."""
+    layers = [d.layer for d in dictionaries]
+    entries = [EntryWriter(w.partial, d.model.n_latents) for w, d in zip(writers, dictionaries, strict=True)]
+    texts = _Texts()
+    for d in dictionaries:
+        d.model.to(subject.device)
+    bar = tqdm(total=sum(s.n_tokens for s in stores), unit="tok", unit_scale=True, desc="caching", mininterval=1.0)
+    for place, store in enumerate(stores):
+        texts.begin(place, store)
+        batches = store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
+        for batch in stream(subject, store, layers, batches):
+            index = texts.add(batch)
+            for x, d, entry in zip(batch.layers, dictionaries, entries, strict=True):
+                _add(x, d.model, entry, index)
+            bar.update(len(batch.token_ids))
+    bar.close()
+    arrays, names = texts.arrays(), texts.documents
+    for d, writer, entry in zip(dictionaries, writers, entries, strict=True):
+        total = entry.finish()
+        save_tensors(writer.partial / "tokens.safetensors", arrays)
+        save_tensors(writer.partial / "neighbours.safetensors", _neighbours(d.model))
+        (writer.partial / "documents.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
+        subject.tokenizer.backend_tokenizer.save(str(writer.partial / "tokenizer.json"))
+        tokens = {split: store.n_tokens for split, store in zip(SPLITS, stores, strict=True)}
+        living = int((entry.counts > 0).sum())
+        writer.finish({"tokens": tokens, "entries": total, "n_latents": d.model.n_latents, "living": living})
+
+
+@torch.no_grad()
+def _add(x: torch.Tensor, model: SparseAutoencoder, entries: EntryWriter, index: np.ndarray[Any, Any]) -> None:
+    values, indices = model.encode(x)
+    values, indices = values.cpu(), indices.cpu()
+    active = (values > 0).numpy()
+    tokens = np.broadcast_to(index[:, None], active.shape)
+    entries.add(tokens[active], indices.numpy()[active], values.numpy()[active])
+
+
+class _Texts:
+    """The cached contexts, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.documents: list[str] = []
+        self._columns: dict[str, list[np.ndarray[Any, Any]]] = {
+            name: [] for name in ("length", "token_ids", "context_document", "context_start", "context_split")
+        }
+        self._n_tokens = 0
+
+    def begin(self, place: int, store: ContextStore) -> None:
+        """Go on with the contexts of another split."""
+        self._place, self._store, self._first_document = place, store, len(self.documents)
+        self.documents += store.document_ids
+
+    def add(self, batch: ActivationBatch) -> np.ndarray[Any, Any]:
+        """Number a batch's tokens; returns the numbers of its usable positions, int64 [token], ascending."""
+        contexts, lengths, ids = batch.batch.contexts, batch.batch.lengths, batch.batch.ids
+        inside = np.arange(ids.shape[1]) < lengths[:, None]
+        self._columns["length"].append(lengths.astype(np.int64))
+        self._columns["token_ids"].append(ids[inside].astype(np.uint32))
+        documents = self._store.document_index[contexts] + self._first_document
+        self._columns["context_document"].append(documents.astype(np.uint32))
+        self._columns["context_start"].append(self._store.starts[contexts].astype(np.uint32))
+        self._columns["context_split"].append(np.full(len(contexts), self._place, np.uint8))
+        numbers = np.zeros(ids.shape, np.int64)
+        numbers[inside] = np.arange(self._n_tokens, self._n_tokens + int(lengths.sum()))
+        self._n_tokens += int(lengths.sum())
+        usable: np.ndarray[Any, Any] = batch.usable.numpy()
+        return numbers[usable]
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays of tokens.safetensors."""
+        whole = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        offsets = np.concatenate([[0], np.cumsum(whole.pop("length"))]).astype(np.int64)
+        return {"context_offsets": offsets, **whole}
+
+
+@torch.no_grad()
+def _neighbours(model: SparseAutoencoder) -> dict[str, np.ndarray[Any, Any]]:
+    """The latents with the most similar decoder directions, in pieces of rows so that memory stays flat."""
+    directions = torch.nn.functional.normalize(model.w_dec, dim=1)
+    n = min(N_NEIGHBOURS, model.n_latents - 1)
+    cosines, latents = [], []
+    for first in range(0, model.n_latents, NEIGHBOUR_ROWS):
+        similarity = directions[first : first + NEIGHBOUR_ROWS] @ directions.T
+        rows = torch.arange(len(similarity), device=similarity.device)
+        similarity[rows, rows + first] = -2
+        best = similarity.topk(n, dim=1)
+        cosines.append(best.values.float().cpu().numpy())
+        latents.append(best.indices.cpu().numpy().astype(np.uint32))
+    return {"latent": np.concatenate(latents), "cosine": np.concatenate(cosines)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))

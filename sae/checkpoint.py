@@ -1,0 +1,50 @@
+"""A dictionary on disk: weights.safetensors and config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sae.artifacts import read_json, write_json
+from sae.errors import InputError
+from sae.model import SparseAutoencoder
+
+ARCHITECTURE = "topk"
+TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "scale")
+
+
+def save_dictionary(folder: Path, model: SparseAutoencoder, facts: dict[str, Any]) -> None:
+    """Write a dictionary; `facts` (hookpoint, layer, seed ...) go into its config beside the shapes."""
+    save_file(
+        {name: getattr(model, name).detach().cpu().contiguous() for name in TENSORS}, folder / "weights.safetensors"
+    )
+    shapes = {"architecture": ARCHITECTURE, "d_in": model.d_in, "n_latents": model.n_latents, "k": model.k}
+    write_json(folder / "config.json", {**shapes, **facts})
+
+
+def load_dictionary(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
+    """A dictionary and its config.
+
+    Raises:
+        InputError: a file is missing, damaged, or does not fit the config.
+    """
+    mend = f"name a folder written by python -m sae.train, or train it again ({folder})"
+    facts = read_json(folder / "config.json", mend)
+    if not isinstance(facts, dict) or facts.get("architecture") != ARCHITECTURE:
+        raise InputError(
+            f"{folder / 'config.json'} does not describe a {ARCHITECTURE} dictionary of this project; {mend}"
+        )
+    try:
+        tensors = load_file(folder / "weights.safetensors")
+        model = SparseAutoencoder(int(facts["d_in"]), int(facts["n_latents"]), int(facts["k"]))
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder / 'weights.safetensors'} cannot be used ({reason}); {mend}") from None
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise InputError(f"{folder / 'weights.safetensors'} holds numbers that are not finite; {mend}")
+    return model, facts

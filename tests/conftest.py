@@ -1,0 +1,105 @@
+"""Fixtures shared by the tests: tiny subjects, a small corpus, a cache folder of their own."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+WORDS = (
+    "river stone market letter garden window morning shadow captain teacher signal engine harbour village winter "
+    "silver copper forest bridge mountain doctor painter number answer question reason method value result table"
+).split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache folder, for all tests: never the real one."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOINTERP_CACHE", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+def sentences(n: int, seed: int) -> list[str]:
+    """Documents of random words with some order in them."""
+    draw = random.Random(seed)
+    documents = []
+    for number in range(n):
+        words = [draw.choice(WORDS) for _ in range(draw.randint(20, 120))]
+        documents.append(f"Document {number}: " + " ".join(f"the {w} of {draw.choice(WORDS)}" for w in words) + ".")
+    return documents
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .jsonl corpus of 400 documents, about 80,000 tokens."""
+    path = tmp_path_factory.mktemp("corpus") / "words.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(400, 0)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer trained on the corpus's words."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(sentences(100, 1), vocab_size=400, show_progress=False)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    trained.save(str(folder / "tokenizer.json"))
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).save_pretrained(folder)
+    return folder
+
+
+def _save_subject(config: object, tokenizer: Path, folder: Path) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for path in tokenizer.iterdir():
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def neox_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-NeoX with three blocks and untied embeddings."""
+    from transformers import GPTNeoXConfig
+
+    config = GPTNeoXConfig(
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    return _save_subject(config, tokenizer_folder, tmp_path_factory.mktemp("neox"))
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with two blocks and tied embeddings."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    return _save_subject(config, tokenizer_folder, tmp_path_factory.mktemp("llama"))

@@ -1,0 +1,71 @@
+"""Command lines: flags from dataclasses, complaints on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from sae import cache, train
+from sae.cli import parse, run_stage
+from sae.errors import InputError
+
+GOOD = ["--run", "r", "--subject", "s", "--layers", "1", "3"]
+
+
+def test_the_fixed_flags_of_training_are_understood() -> None:
+    flags = "--variant control --corpus c --tokens 7 --k 8 --expansion 4 --seed 2 --revision main --text-column t"
+    args = parse(train.Arguments, [*GOOD, *flags.split()], "python -m sae.train")
+    assert args.train.layers == (1, 3) and args.train.tokens == 7 and args.train.seed == 2
+    assert (args.subject.variant, args.subject.revision, args.sae.k, args.sae.expansion) == ("control", "main", 8, 4)
+    assert (args.corpus.corpus, args.corpus.text_column) == ("c", "t")
+
+
+def test_the_fixed_flags_of_caching_are_understood() -> None:
+    flags = "--run r --subject s --variant step0 --dictionary d --hookpoint layers.3 --corpus c --tokens 9"
+    args = parse(cache.Arguments, flags.split(), "python -m sae.cache")
+    assert (args.cache.dictionary, args.cache.hookpoint, args.cache.tokens) == ("d", "layers.3", 9)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*GOOD, "--nonsense", "1"], r"Unrecognized options: --nonsense"),
+        (["--subject", "s", "--layers", "1"], r"--run"),
+        (["--run", "r", "--subject", "s", "--layers", "one"], r"--layers.*one"),
+        ([*GOOD, "--variant", "shuffled"], r"invalid choice 'shuffled'.*rerandomised-keep-embeddings"),
+        ([*GOOD, "--k", "many"], r"--k.*many"),
+        ([*GOOD, "--k", "0"], r"--k must be at least 1, got 0"),
+        ([*GOOD, "--tokens", "-5"], r"--tokens must be at least 1"),
+        ([*GOOD, "--seed", "-1"], r"--seed must be at least 0"),
+        ([*GOOD, "--learning-rate", "0"], r"--learning-rate must be positive"),
+        ([*GOOD, "--warmup", "1.5"], r"--warmup is a share"),
+        (["--run", "r", "--subject", "s", "--layers"], r"--layers"),
+        (["--run", "r", "--subject", "s", "--layers", "1", "1"], r"names a layer twice"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse(train.Arguments, argv, "python -m sae.train")
+    assert "\n" not in str(caught.value) and "│" not in str(caught.value)
+
+
+def test_help_is_printed_and_exits_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(train.Arguments, ["--help"], "python -m sae.train")
+    assert stop.value.code in (None, 0)
+    assert "--layers" in capsys.readouterr().out
+
+
+def test_exit_status_tells_bad_input_interruption_and_success(capsys: pytest.CaptureFixture[str]) -> None:
+    def bad(_argv: Sequence[str] | None) -> None:
+        raise InputError("expected this,\n found that")
+
+    def interrupted(_argv: Sequence[str] | None) -> None:
+        raise KeyboardInterrupt
+
+    assert run_stage(bad) == 2
+    assert capsys.readouterr().err == "error: expected this, found that\n"
+    assert run_stage(interrupted) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert run_stage(lambda _argv: None) == 0
