@@ -1,0 +1,37 @@
+"""A client that answers from a script: the test double, shipped so that plug-ins can be tested without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from autointerp.records import Completion, Request
+
+Answer = str | Completion
+
+
+class ScriptedClient:
+    """Answers by a function of the request, or from a list in the order of asking.
+
+    `requests` holds what was asked so far.
+    """
+
+    def __init__(
+        self, answers: Callable[[Request], Answer] | Sequence[Answer], model: str = "scripted", graded: bool = False
+    ) -> None:
+        self.model = model
+        self.graded = graded
+        self.requests: list[Request] = []
+        self._answers = answers
+
+    async def complete(self, request: Request) -> Completion:
+        """The scripted answer.
+
+        Raises:
+            IndexError: the list has no answer left.
+        """
+        self.requests.append(request)
+        answer = self._answers(request) if callable(self._answers) else self._answers[len(self.requests) - 1]
+        return answer if isinstance(answer, Completion) else Completion(answer, self.model)
+
+    async def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,201 @@
+"""`python -m autointerp.explain`: latent caches of a run -> explanations."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autointerp.artifacts import (
+    EXPLANATIONS,
+    Journal,
+    Row,
+    explanations_folder,
+    latent_caches,
+    read_explanations,
+    read_rows,
+    rows_digest,
+    usage_of,
+    write_rows,
+)
+from autointerp.clients import make_client, sampling_of
+from autointerp.config import ExplainConfig
+from autointerp.examples import ExampleSampler, sample_latents
+from autointerp.explainers import make_explainer
+from autointerp.judging import Question, ask_missing
+from autointerp.prompting import Prompts
+from autointerp.records import Completion, Explainer, Explanation, LLMClient, Sampling
+from sae.artifacts import Manifest, completed, plain, read_run, writing
+from sae.cli import parse, run_stage
+from sae.errors import InputError
+from sae.latents import LatentCache
+
+LOG = logging.getLogger(__name__)
+KIND = "explanations"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One dictionary to explain: the artifact to make and what determines it."""
+
+    folder: Path
+    dictionary: str
+    cache: LatentCache
+    settings: dict[str, Any]
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """What the explanations are made from."""
+        return {"latents": self.cache.manifest.fingerprint}
+
+
+def explain(argv: Sequence[str] | None = None) -> None:
+    """The stage: plan, check that nothing stands in the way, then explain one dictionary after the other."""
+    config = parse(ExplainConfig, argv, "python -m autointerp.explain")
+    _check(config)
+    read_run(config.run)
+    prompts = Prompts(config.prompts)
+    explainer = make_explainer(config.explainer, config.client.client, prompts)
+    client = make_client(config.client)
+    jobs = list(_jobs(config, explainer.name, client, prompts))
+    done = [completed(job.folder, KIND, job.settings, job.parents, config.overwrite) for job in jobs]
+    for job, manifest in zip(jobs, done, strict=True):
+        if manifest is not None and not (config.retry_errors and manifest.counts["failed"].get("error")):
+            LOG.info("%s is complete", job.folder)
+            print(result_line(job.folder, manifest), flush=True)
+            continue
+        made = explain_dictionary(job, explainer, client, config, manifest)
+        print(result_line(job.folder, made), flush=True)
+
+
+def explain_dictionary(
+    job: Job, explainer: Explainer, client: LLMClient, config: ExplainConfig, earlier: Manifest | None = None
+) -> Manifest:
+    """Make the explanations of one dictionary, or go on where an interrupted process stopped.
+
+    Args:
+        job: the artifact.
+        explainer: what to show and how to read.
+        client: who answers.
+        config: how many latents, which examples, how many requests at a time.
+        earlier: manifest of a complete artifact whose failed requests are to be asked again.
+    """
+    latents = sample_latents(job.cache, config.n_latents, config.examples.seed)
+    if len(latents) < config.n_latents:
+        LOG.info("%s: %d latents live, fewer than asked; all are taken", job.dictionary, len(latents))
+    sampler = ExampleSampler(job.cache, config.examples)
+    explaining = _Explaining(explainer, client.model, sampler, sampling_of(config.client))
+    with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
+        if earlier is not None and not journal.n_answers:
+            journal.adopt(
+                (row for row in read_rows(job.folder / EXPLANATIONS) if row["request_key"]), usage_of(earlier)
+            )
+        label = f"{job.dictionary} {explainer.name}"
+        total = max(len(latents) - len(journal), 0)
+        ask_missing(explaining.questions(latents), journal, client, config.client.concurrency, label, total)
+        rows = [explaining.unexplained.get(latent) or journal.rows(latent, 0)[0] for latent in latents]
+        write_rows(writer.partial / EXPLANATIONS, rows)
+        written = read_explanations(writer.partial, job.cache.n_latents)
+        counts = {**_counts(written), **journal.costs(), "rows_digest": rows_digest(written)}
+        journal.discard()
+        return writer.finish(counts)
+
+
+class _Explaining:
+    """The questions about one dictionary's latents, and the rows made of the answers."""
+
+    def __init__(self, explainer: Explainer, model: str, sampler: ExampleSampler, sampling: Sampling) -> None:
+        self.explainer = explainer
+        self.model = model
+        self.sampler = sampler
+        self.sampling = sampling
+        self.unexplained: dict[int, Row] = {}
+
+    def questions(self, latents: Sequence[int]) -> Iterator[Question]:
+        """One question per latent that fires neither too rarely nor too often; the others become rows at once."""
+        for latent in latents:
+            status, reason = self.sampler.eligible(latent)
+            density = self.sampler.density(latent)
+            blank = Explanation(latent, self.explainer.name, None, status, self.model, "", density, reason)
+            if status != "ok":
+                self.unexplained[latent] = plain(blank)
+                continue
+            request = dataclasses.replace(self.explainer.request(self.sampler.examples(latent)), sampling=self.sampling)
+            blank = dataclasses.replace(blank, request_key=request.key(self.model))
+            yield Question((latent, 0), request, self._reader(blank))
+
+    def _reader(self, blank: Explanation) -> Callable[[Completion], list[Explanation]]:
+        def rows(completion: Completion) -> list[Explanation]:
+            text, status = self.explainer.parse(completion)
+            reasons = {
+                "error": completion.error or "",
+                "unparseable": f"no explanation in the answer {completion.text[:60]!r}",
+                "refused": "the model would not answer",
+                "truncated": "the answer was cut off; raise --max-tokens",
+            }
+            return [dataclasses.replace(blank, text=text, status=status, reason=reasons.get(status, ""))]
+
+        return rows
+
+
+def result_line(folder: Path, manifest: Manifest) -> str:
+    """What became of the latents, in a line."""
+    counts = manifest.counts
+    line = f"{folder}: {counts['explained']} of {counts['latents']} latents explained"
+    for status in ("too_rare", "too_dense"):
+        line += f", {counts[status]} {status.replace('_', ' ')}"
+    failed = ", ".join(f"{n} {status}" for status, n in counts["failed"].items())
+    return f"{line}, {sum(counts['failed'].values())} failed" + (f" ({failed})" if failed else "")
+
+
+def _counts(explanations: Sequence[Explanation]) -> dict[str, Any]:
+    by_status = Counter(explanation.status for explanation in explanations)
+    failed = {
+        status: by_status[status] for status in ("unparseable", "refused", "truncated", "error") if by_status[status]
+    }
+    return {
+        "latents": len(explanations),
+        "explained": by_status["ok"],
+        "too_rare": by_status["too_rare"],
+        "too_dense": by_status["too_dense"],
+        "failed": failed,
+    }
+
+
+def _jobs(config: ExplainConfig, explainer: str, client: LLMClient, prompts: Prompts) -> Iterator[Job]:
+    for dictionary, cache in latent_caches(config.run, config.dictionary).items():
+        if not np.any(np.diff(cache.offsets)):
+            raise InputError(
+                f"no latent of {dictionary} fires in its cache; train it longer or leave it out by --dictionary"
+            )
+        settings = {
+            "dictionary": dictionary,
+            "explainer": explainer,
+            "explainer_model": client.model,
+            "n_latents": config.n_latents,
+            "examples": plain(config.examples),
+            "sampling": plain(sampling_of(config.client)),
+            "prompts": prompts.digest(f"explain/{explainer}"),
+        }
+        yield Job(explanations_folder(config.run, dictionary, explainer, client.model), dictionary, cache, settings)
+
+
+def _check(config: ExplainConfig) -> None:
+    if config.n_latents < 1:
+        raise InputError(f"--n-latents must be at least 1, found {config.n_latents}")
+    least = {"window": 2, "n_train": 1, "n_contrast": 0, "n_test": 1, "min_examples": 1, "seed": 0}
+    for name, minimum in least.items():
+        found = getattr(config.examples, name)
+        if found < minimum:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {minimum}, found {found}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(explain))
