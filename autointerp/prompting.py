@@ -78,7 +78,7 @@ class Prompts:
         try:
             return self._environment.get_template(name).render(context).strip()
         except jinja2.TemplateNotFound as error:
-            raise InputError(f"{self.folder / str(error)} is missing; add it or leave --prompts out") from None
+            raise InputError(f"{self.folder / str(error.name)} is missing; add it or leave --prompts out") from None
         except jinja2.TemplateError as error:
             raise InputError(f"{self.folder / name} cannot be rendered: {error}; mend the template") from None
 

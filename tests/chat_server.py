@@ -1,0 +1,145 @@
+"""A real HTTP server for the chat-completions protocol on this machine, with the bad days that real ones have."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MALFORMED = (
+    '["yes", "no"]',
+    "[1, 0]",
+    "[2, 7, 1, 0, 1]",
+    "[[1, 0, 1, 0, 1]]",
+    "Most of these fit, I believe.",
+    "",
+    "[1, 0, 1",
+)
+
+
+class ChatServer:
+    """Answers on an ephemeral port while it is used as a context manager.
+
+    As an explainer it says the words of `sentence`; as a judge it says 1 for each text that contains `word`, and where
+    the question has marks, for each text in which `word` is marked.
+
+    Args:
+        mode: ok; malformed (answers from `MALFORMED`, in turn); busy (429 at the first attempt of each question);
+            failing (500); refusal; filtered; truncated; unauthorised (401); unknown (404); garbage (200, but no JSON);
+            bare (no usage, no id, as some servers do).
+        word: what a text must contain.
+        delay: seconds before each answer.
+    """
+
+    def __init__(self, mode: str = "ok", word: str = " object", delay: float = 0.0) -> None:
+        self.mode = mode
+        self.word = word
+        self.delay = delay
+        self.sentence = f"The word {word.strip()!r}."
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: set[str] = set()
+        self.most_in_flight = 0
+        self._in_flight = 0
+        self._attempts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """The address to give as --base-url."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> ChatServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def respond(self, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and JSON of the answer."""
+        question = body["messages"][-1]["content"]
+        with self._lock:
+            self.bodies.append(body)
+            self._attempts[question] += 1
+            attempt, number = self._attempts[question], len(self.bodies) - 1
+        if self.mode == "busy" and attempt == 1:
+            return 429, {"error": {"message": "slow down"}}
+        errors = {
+            "failing": (500, "broken"),
+            "unauthorised": (401, "wrong key sk-secret"),
+            "unknown": (404, "no model"),
+        }
+        if self.mode in errors:
+            status, message = errors[self.mode]
+            return status, {"error": {"message": message}}
+        text, reason, refusal = self.answer(body), "stop", None
+        if self.mode == "malformed":
+            text = MALFORMED[number % len(MALFORMED)]
+        elif self.mode == "refusal":
+            text, refusal = None, "I would rather not."
+        elif self.mode == "filtered":
+            text, reason = "", "content_filter"
+        elif self.mode == "truncated":
+            text, reason = text[:3], "length"
+        message = {"role": "assistant", "content": text, "refusal": refusal}
+        answer = {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+        if self.mode == "bare":
+            return 200, answer
+        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+        rest = {"id": "c1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage}
+        return 200, answer | rest
+
+    def answer(self, body: dict[str, Any]) -> str:
+        """What a sensible model would say."""
+        system, question = body["messages"][0]["content"], body["messages"][-1]["content"]
+        if "EXPLANATION:" in system:
+            return f"They all share a word.\nEXPLANATION: {self.sentence}"
+        texts = [json.loads(text) for text in re.findall(r"^Text \d+: (.*)$", question, re.MULTILINE)]
+        marks = re.search(r"^Marks: (\S+) before and (\S+) after", question, re.MULTILINE)
+        wanted = f"{marks[1]}{self.word}{marks[2]}" if marks else self.word
+        return json.dumps([int(wanted in text) for text in texts])
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            # Small answers must not wait for the client's acknowledgement.
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                with outer._lock:
+                    outer._in_flight += 1
+                    outer.most_in_flight = max(outer.most_in_flight, outer._in_flight)
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.keys.add(self.headers.get("Authorization", ""))
+                status, answer = outer.respond(body) if self.path == "/v1/chat/completions" else (404, {})
+                time.sleep(outer.delay)
+                data = b"<html>" if outer.mode == "garbage" else json.dumps(answer).encode()
+                with outer._lock:
+                    outer._in_flight -= 1
+                try:
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(data)))
+                    if status == 429:
+                        self.send_header("Retry-After-Ms", "1")
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:
+                    # The client was killed, which some tests do.
+                    self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        return Handler

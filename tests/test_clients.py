@@ -1,0 +1,157 @@
+"""Clients: the chat-completions client against a real local server, its failures, and the choice by flags."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from chat_server import ChatServer
+
+from autointerp.clients import make_client
+from autointerp.clients.openai_compatible import OpenAIClient, without_thoughts
+from autointerp.clients.scripted import ScriptedClient
+from autointerp.config import ClientConfig
+from autointerp.records import Completion, LLMClient, Message, Request, Sampling, Usage
+from sae.errors import InputError
+
+SECRET = "sk-secret"
+QUESTION = Request(
+    "score/detection",
+    (Message("system", "Judge."), Message("user", 'Text 1: "an object"\nText 2: "a stone"')),
+    sampling=Sampling(0.5, 77, 3),
+)
+
+
+def answer(client: LLMClient, request: Request = QUESTION) -> Completion:
+    async def once() -> Completion:
+        try:
+            return await client.complete(request)
+        finally:
+            await client.close()
+
+    return asyncio.run(once())
+
+
+def client_of(server: ChatServer, retries: int = 0, timeout: float = 10.0) -> OpenAIClient:
+    return OpenAIClient("org/some model", server.url, SECRET, retries, timeout)
+
+
+def test_an_answer_carries_text_usage_and_model() -> None:
+    with ChatServer() as server:
+        found = answer(client_of(server))
+    assert found == Completion("[1, 0]", "org/some model", "stop", Usage(10, 2))
+    body = server.bodies[0]
+    assert (body["model"], body["temperature"], body["max_tokens"], body["seed"]) == ("org/some model", 0.5, 77, 3)
+    assert body["messages"] == [{"role": m.role, "content": m.content} for m in QUESTION.messages]
+    assert server.keys == {f"Bearer {SECRET}"}
+
+
+def test_a_client_can_be_used_in_one_event_loop_after_the_other() -> None:
+    with ChatServer() as server:
+        client = client_of(server)
+        assert answer(client).text == answer(client).text == "[1, 0]"
+
+
+def test_a_server_that_sends_only_choices_is_enough() -> None:
+    with ChatServer("bare") as server:
+        assert answer(client_of(server)) == Completion("[1, 0]", "org/some model")
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("refusal", "refusal"), ("filtered", "content_filter"), ("truncated", "length")]
+)
+def test_answers_that_are_none_say_why(mode: str, reason: str) -> None:
+    with ChatServer(mode) as server:
+        found = answer(client_of(server))
+    assert found.finish_reason == reason and found.error is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [("failing", "error"), ("unauthorised", "unauthorised"), ("unknown", "not_found"), ("garbage", "error")],
+)
+def test_a_failed_request_is_a_completion_with_one_line_and_without_the_key(mode: str, reason: str) -> None:
+    with ChatServer(mode) as server:
+        found = answer(client_of(server))
+    assert found.finish_reason == reason
+    assert found.error and "\n" not in found.error and SECRET not in found.error
+
+
+def test_a_busy_server_is_asked_again() -> None:
+    with ChatServer("busy") as server:
+        assert answer(client_of(server, retries=2)).text == "[1, 0]"
+        assert len(server.bodies) == 2
+
+
+def test_a_slow_server_is_given_up_after_the_timeout() -> None:
+    with ChatServer(delay=0.5) as server:
+        assert answer(client_of(server, timeout=0.1)).finish_reason == "timeout"
+
+
+def test_an_unreachable_server_is_named() -> None:
+    found = answer(OpenAIClient("m", "http://127.0.0.1:9/v1", SECRET, 0, 5.0))
+    assert found.finish_reason == "unreachable"
+    assert found.error and "http://127.0.0.1:9/v1" in found.error
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("plain", "plain"),
+        ("<think>[0]</think>\n[1]", "[1]"),
+        ("  <think>a</think><think>b</think>c", "c"),
+        ("thoughts whose start was in the prompt</think>[1]", "[1]"),
+        ("<think>never ends [1]", ""),
+        ("I say <think> here", "I say <think> here"),
+        ("half a pair \ud83d", "half a pair ?"),
+    ],
+)
+def test_thoughts_are_no_part_of_the_answer(text: str, left: str) -> None:
+    assert without_thoughts(text) == left
+
+
+def test_the_key_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ClientConfig("openai", model="m")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match="OPENAI_API_KEY"):
+        make_client(config)
+    with ChatServer() as server:
+        assert answer(make_client(replace(config, base_url=server.url))).text == "[1, 0]"
+        monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+        answer(make_client(replace(config, base_url=server.url)))
+    assert server.keys == {"Bearer none", f"Bearer {SECRET}"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ClientConfig("openai"), "--model"),
+        (ClientConfig("openai", model="m", base_url="localhost:8000"), "is no address"),
+        (ClientConfig("offline", model="m"), "leave out --model"),
+        (ClientConfig("offline", base_url="http://x"), "--base-url"),
+        (ClientConfig("vllm", model="org/m"), "vllm serve org/m"),
+        (ClientConfig(concurrency=0), "--concurrency"),
+        (ClientConfig(timeout=0), "--timeout"),
+        (ClientConfig(temperature=-1), "--temperature"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_one_line(config: ClientConfig, expected: str) -> None:
+    with pytest.raises(InputError, match=expected) as error:
+        make_client(config)
+    assert "\n" not in str(error.value)
+
+
+def test_the_offline_client_is_made_without_flags() -> None:
+    client = make_client(ClientConfig())
+    assert (client.model, client.graded) == ("offline", True)
+
+
+def test_a_scripted_client_answers_by_list_or_function_and_remembers() -> None:
+    by_list = ScriptedClient(["[1]", Completion("", "x", error="no")])
+    assert [answer(by_list).text, answer(by_list).error] == ["[1]", "no"]
+    assert by_list.requests == [QUESTION, QUESTION]
+    with pytest.raises(IndexError):
+        answer(by_list)
+    assert answer(ScriptedClient(lambda request: request.task)).text == "score/detection"
