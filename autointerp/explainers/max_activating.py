@@ -42,7 +42,7 @@ class MaxActivatingExplainer:
             return None, "truncated"
         found = re.findall(r"^[\s*#_>-]*explanation[\s*_]*:(.*)", completion.text, re.IGNORECASE | re.MULTILINE)
         text = " ".join(found[-1].split()).strip("*_` ") if found else ""
-        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
             text = text[1:-1].strip()
         # An answer that repeats the template's placeholder says nothing.
         if not re.search(r"\w", text) or text.startswith("<one sentence") or len(text) > LONGEST:
