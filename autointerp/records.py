@@ -48,7 +48,7 @@ class LatentExamples:
     top: tuple[Example, ...]
     """The most strongly activating windows of the explain split, strongest first: what a person would be shown."""
     train: tuple[Example, ...]
-    """Activating windows of the explain split, a uniform sample, strongest first: what frequencies are estimated from."""
+    """Activating windows of the explain split, a uniform sample, strongest first: frequencies are estimated from it."""
     contrast: tuple[Example, ...]
     """Windows of the explain split in which the latent does not fire."""
     test: tuple[Example, ...]

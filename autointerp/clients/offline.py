@@ -1,0 +1,120 @@
+"""The client without an LLM: it names tokens, and judges texts by the tokens that a sentence names.
+
+It receives what an LLM would, the sentence and the texts, and no activation, label or id. Its scores measure *lexical
+predictability*: whether tokens and what stands right before them tell where a latent fires. That is not
+interpretability, and a higher value is not better.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autointerp.explainers.lexical import TASK as EXPLAIN
+from autointerp.explainers.lexical import lexical_sentence
+from autointerp.records import Completion, Request
+from autointerp.rules import Term, read_sentence, spans
+
+MODEL = "offline"
+WINDOW_ODDS = 0.1
+"""Odds, in ordinary text, that a latent fires in a window; what the judge is shown is half and half."""
+TOKEN_ODDS = 0.005
+"""Odds, in ordinary text, that a latent fires on a token; highlighted tokens are right and wrong half and half."""
+UNNAMED = 0.002
+"""Probability that a latent fires on a token that its explanation does not name."""
+UNDECIDED = 0.5
+
+Span = tuple[int, int]
+
+
+class OfflineClient:
+    """Rules in place of a model. It has no state: the same request gets the same answer, always."""
+
+    model = MODEL
+    graded = True
+
+    async def complete(self, request: Request) -> Completion:
+        """A sentence for the lexical explainer; one score in [0, 1] per text for the detection and fuzzing judges."""
+        context = request.context
+        if request.task == EXPLAIN:
+            return Completion(lexical_sentence(context), MODEL)
+        if request.task == "score/detection":
+            return Completion("", MODEL, scores=detection_scores(context["explanation"], context["texts"]))
+        if request.task == "score/fuzzing":
+            return Completion("", MODEL, scores=fuzzing_scores(context))
+        return Completion("", MODEL, error=f"the offline client has no rule for {request.task}; use --client openai")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def detection_scores(explanation: str, texts: Sequence[str]) -> tuple[float, ...]:
+    """How likely it is that the latent fires in each text: one minus the product over the named tokens of (1 - p).
+
+    What stands at the very beginning of a text does not count, since its left context is not shown and a latent cannot
+    fire on the first position of a context.
+    """
+    terms = read_sentence(explanation)
+    if not terms:
+        return (UNDECIDED,) * len(texts)
+    return tuple(_detection(terms, text) for text in texts)
+
+
+def _detection(terms: Sequence[Term], text: str) -> float:
+    first = len(text) - len(text.lstrip(" \t"))
+    silent = math.prod(1 - p for (start, _), p in _named(terms, text).items() if start > first)
+    return _even_odds(1 - silent * (1 - UNNAMED), WINDOW_ODDS)
+
+
+def fuzzing_scores(context: Mapping[str, Any]) -> tuple[float, ...]:
+    """How likely it is that the highlights of each text are where the latent fires: the mean over the highlights."""
+    terms = read_sentence(context["explanation"])
+    if not terms:
+        return (UNDECIDED,) * len(context["texts"])
+    return tuple(_fuzzing(terms, text, (context["opening"], context["closing"])) for text in context["texts"])
+
+
+def _fuzzing(terms: Sequence[Term], marked: str, marks: tuple[str, str]) -> float:
+    text, highlights = _without_marks(marked, marks)
+    if not highlights:
+        return UNDECIDED
+    named = _named(terms, text)
+    scores = []
+    for start, stop in highlights:
+        fits = max((p for (begin, end), p in named.items() if begin < stop and end > start), default=UNNAMED)
+        scores.append(_even_odds(fits, TOKEN_ODDS))
+    return math.fsum(scores) / len(scores)
+
+
+def _named(terms: Sequence[Term], text: str) -> dict[Span, float]:
+    """The occurrences of named tokens; where several terms name the same characters, the surest one speaks."""
+    found: list[tuple[Span, float]] = []
+    for span, p in sorted((span, term.probability) for term in terms for span in spans(term, text)):
+        if found and span[0] < found[-1][0][1]:
+            before, other = found[-1]
+            found[-1] = ((before[0], max(before[1], span[1])), max(other, p))
+        else:
+            found.append((span, p))
+    return dict(found)
+
+
+def _even_odds(probability: float, usual_odds: float) -> float:
+    """Bayes' rule for a probability in ordinary text, where right and wrong are asked about equally often."""
+    odds = probability / (1 - probability) / usual_odds if probability < 1 else math.inf
+    return 1.0 if math.isinf(odds) else odds / (1 + odds)
+
+
+def _without_marks(marked: str, marks: tuple[str, str]) -> tuple[str, list[Span]]:
+    """The text without marks, and where the marks were."""
+    opening, closing = marks
+    parts: list[str] = []
+    highlights: list[Span] = []
+    length, end = 0, 0
+    for match in re.finditer(f"{re.escape(opening)}(.*?){re.escape(closing)}", marked, re.DOTALL):
+        before, inside = marked[end : match.start()], match[1]
+        highlights.append((length + len(before), length + len(before) + len(inside)))
+        parts += [before, inside]
+        length, end = highlights[-1][1], match.end()
+    return "".join([*parts, marked[end:]]), highlights

@@ -1,0 +1,106 @@
+"""Fuzzing: are the highlighted tokens of this text those on which the latent fires?
+
+Every window is an activating one, so a judge cannot pass by telling activating texts from others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autointerp.prompting import Prompts, highlighted, marks_for
+from autointerp.records import Completion, Example, LatentExamples, Status, Trial
+from autointerp.scorers.answers import verdicts
+
+THRESHOLD = 0.3
+"""Tokens above this share of their window's peak are highlighted, as in Delphi."""
+
+Places = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Highlighted:
+    """A window with right or wrong highlights."""
+
+    example: Example
+    places: Places
+    truth: int
+
+
+class FuzzingScorer:
+    """Shows each activating window twice: once with the right tokens highlighted, once with as many wrong ones."""
+
+    name = "fuzzing"
+
+    def __init__(self, examples_per_prompt: int, prompts: Prompts) -> None:
+        self.examples_per_prompt = examples_per_prompt
+        self.prompts = prompts
+
+    def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
+        """All windows in random order, each with either highlights; then the same windows with the other ones.
+
+        The two versions of a window are thus half of all texts apart and do not meet in a question.
+        """
+        pairs = _pairs(examples.test, rng)
+        first = rng.integers(2, size=len(pairs)).tolist()
+        order = rng.permutation(len(pairs)).tolist()
+        shown = [pairs[i][first[i]] for i in order] + [pairs[i][1 - first[i]] for i in order]
+        parts = [
+            shown[start : start + self.examples_per_prompt] for start in range(0, len(shown), self.examples_per_prompt)
+        ]
+        return [self._trial(part, explanation) for part in parts]
+
+    def parse(self, trial: Trial, completion: Completion) -> Sequence[tuple[float | None, Status]]:
+        """One (y_score, status) per text."""
+        return verdicts(completion, len(trial.y_true))
+
+    def _trial(self, part: Sequence[Highlighted], explanation: str) -> Trial:
+        marks = marks_for(one.example.text for one in part)
+        texts = [
+            highlighted(one.example.tokens, [i in one.places for i in range(len(one.example.tokens))], marks)
+            for one in part
+        ]
+        context = {"explanation": explanation, "texts": texts, "opening": marks[0], "closing": marks[1]}
+        request = self.prompts.request("score/fuzzing", context)
+        return Trial(request, tuple(one.example.id for one in part), tuple(one.truth for one in part))
+
+
+def right_places(example: Example) -> Places:
+    """Tokens whose activation is above 0.3 of the window's peak.
+
+    The first token of a window is never highlighted, rightly or wrongly: no latent fires on the first position of a
+    context, and a judge must not profit from that.
+    """
+    bound = THRESHOLD * example.peak
+    return tuple(i for i, a in enumerate(example.activations) if i and a > bound and example.tokens[i])
+
+
+def wrong_places(example: Example, shapes: Sequence[Places], rng: np.random.Generator) -> Places | None:
+    """As many tokens as are right, on which the latent does not fire; None where there are not enough.
+
+    They are where another window of the latent has its right ones, else where this one's would lie if they were
+    shifted, else anywhere, so that right and wrong highlights look alike.
+    """
+    right = right_places(example)
+    allowed = {i for i, a in enumerate(example.activations) if i and a == 0 and example.tokens[i]}
+    if not right or len(allowed) < len(right):
+        return None
+    borrowed = [shape for shape in shapes if len(shape) == len(right) and allowed.issuperset(shape)]
+    shifted = [tuple(i + by for i in right) for by in range(-right[-1], len(example.tokens) - right[0])]
+    for choices in (borrowed, [shape for shape in shifted if allowed.issuperset(shape)]):
+        if choices:
+            return choices[int(rng.integers(len(choices)))]
+    return tuple(sorted(rng.choice(sorted(allowed), len(right), replace=False).tolist()))
+
+
+def _pairs(windows: Sequence[Example], rng: np.random.Generator) -> list[tuple[Highlighted, Highlighted]]:
+    """Each window with wrong and with right highlights; a window without room for wrong ones is left out of both."""
+    shapes = [right_places(window) for window in windows]
+    pairs = []
+    for window, right in zip(windows, shapes, strict=True):
+        wrong = wrong_places(window, shapes, rng)
+        if wrong is not None:
+            pairs.append((Highlighted(window, wrong, 0), Highlighted(window, right, 1)))
+    return pairs
