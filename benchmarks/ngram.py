@@ -1,0 +1,146 @@
+"""N-gram language models over token contexts: what a transformer has to beat to have learnt more than short phrases.
+
+Interpolated modified Kneser-Ney smoothing (Chen & Goodman 1999, section 3.5): three absolute discounts per order, lower
+orders estimated from continuation counts, the lowest one interpolated with the uniform distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+KeyArray = npt.NDArray[np.uint64]
+
+
+class Contexts(Protocol):
+    """Token runs, none of which continues another."""
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.unsignedinteger]: ...
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]: ...
+
+
+def grams(contexts: Contexts, order: int, vocabulary: int) -> tuple[KeyArray, npt.NDArray[np.bool_]]:
+    """Keys of the last `order` tokens up to each token, and whether those all lie in the token's context.
+
+    A key is the gram read as a number in base `vocabulary`, the last token its lowest digit.
+    """
+    tokens = np.asarray(contexts.token_ids[: int(contexts.offsets[-1])], dtype=np.uint64)
+    keys = np.zeros(len(tokens), dtype=np.uint64)
+    for back in range(order - 1, -1, -1):
+        shifted = np.zeros(len(tokens), dtype=np.uint64)
+        shifted[back:] = tokens[: len(tokens) - back]
+        keys = keys * np.uint64(vocabulary) + shifted
+    return keys, positions(contexts) >= order - 1
+
+
+def positions(contexts: Contexts) -> npt.NDArray[np.int64]:
+    """Place of each token in its context."""
+    offsets = np.asarray(contexts.offsets, dtype=np.int64)
+    return np.arange(int(offsets[-1])) - np.repeat(offsets[:-1], np.diff(offsets))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one order of the model adds: discounted probabilities of seen grams, and the mass left to lower orders."""
+
+    keys: KeyArray
+    discounted: FloatArray
+    """[gram], (c(h w) - D(c(h w))) / c(h)"""
+    histories: KeyArray
+    backoff: FloatArray
+    """[history], the mass the discounts took, which the lower order shares out."""
+
+    def interpolate(self, grams: KeyArray, histories: KeyArray, lower: FloatArray) -> FloatArray:
+        """p(w | h), where `lower` is the probability one order down; that itself for a history never seen."""
+        return _looked_up(self.keys, self.discounted, grams, 0.0) + lower * _looked_up(
+            self.histories, self.backoff, histories, 1.0
+        )
+
+
+def _looked_up(keys: KeyArray, values: FloatArray, wanted: KeyArray, otherwise: float) -> FloatArray:
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], otherwise)
+
+
+def _discounts(counts: npt.NDArray[np.int64]) -> FloatArray:
+    """D(c) for c = 0 .. 3+ of modified Kneser-Ney; Chen & Goodman, equation 26."""
+    n1, n2, n3, n4 = (float((counts == c).sum()) for c in (1, 2, 3, 4))
+    if min(n1, n2, n3, n4) == 0:  # too little text to estimate three discounts: plain Kneser-Ney's single one
+        return np.array([0.0, *[n1 / (n1 + 2 * n2) if n1 else 0.5] * 3])
+    y = n1 / (n1 + 2 * n2)
+    return np.clip([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3], 0.0, [0.0, 1.0, 2.0, 3.0])
+
+
+@dataclass(frozen=True)
+class KneserNey:
+    """Interpolated modified Kneser-Ney model; `orders[0]` is the unigram order."""
+
+    vocabulary: int
+    orders: tuple[Order, ...]
+
+    @classmethod
+    def fit(cls, contexts: Contexts, order: int, vocabulary: int) -> KneserNey:
+        """Fit on all tokens of the contexts.
+
+        Args:
+            contexts: Training text.
+            order: 1 for unigrams, 2 for bigrams, ...; `vocabulary ** order` must be below 2^64.
+            vocabulary: Number of token ids.
+        """
+        if vocabulary**order >= 2**64:
+            raise ValueError(f"grams of order {order} over {vocabulary} ids do not fit 64 bits")
+        base = np.uint64(vocabulary)
+        orders: list[Order] = []
+        keys, inside = grams(contexts, order, vocabulary)
+        seen, counts = np.unique(keys[inside], return_counts=True)
+        for n in range(order, 0, -1):
+            discounts = _discounts(counts)
+            taken = discounts[np.minimum(counts, 3)]
+            histories, first = np.unique(seen // base, return_index=True)
+            totals = np.add.reduceat(counts, first).astype(np.float64)
+            backoff = np.add.reduceat(taken, first) / totals
+            discounted = (counts - taken) / np.repeat(totals, np.diff([*first, len(seen)]))
+            orders.insert(0, Order(seen, discounted, histories, backoff))
+            if n > 1:
+                seen, counts = _continuations(seen, contexts, n - 1, vocabulary)
+        return cls(vocabulary, tuple(orders))
+
+    def probabilities(self, contexts: Contexts) -> FloatArray:
+        """[token] p(token | up to order - 1 tokens before it in its context)."""
+        n = int(contexts.offsets[-1])
+        probability = np.full(n, 1.0 / self.vocabulary)
+        for number, order in enumerate(self.orders, start=1):
+            keys, inside = grams(contexts, number, self.vocabulary)
+            higher = order.interpolate(keys, keys // np.uint64(self.vocabulary), probability)
+            probability = np.where(inside, higher, probability)
+        return probability
+
+    def loss(self, contexts: Contexts) -> float:
+        """Mean of -log p in nats per token, over all but the first token of each context."""
+        usable = positions(contexts) > 0
+        return float(-np.log(self.probabilities(contexts)[usable]).mean())
+
+
+def _continuations(
+    seen: KeyArray, contexts: Contexts, n: int, vocabulary: int
+) -> tuple[KeyArray, npt.NDArray[np.int64]]:
+    """Grams of order n with the number of distinct tokens that come before them.
+
+    A gram that only ever opens a context has no token before it and keeps its number of contexts, as the grams at a
+    sentence's beginning do in Kneser-Ney models.
+    """
+    base = np.uint64(vocabulary**n)
+    followed, counts = np.unique(seen % base, return_counts=True)
+    keys, _ = grams(contexts, n, vocabulary)
+    opening, opened = np.unique(keys[positions(contexts) == n - 1], return_counts=True)
+    fresh = ~np.isin(opening, followed)
+    keys, counts = np.concatenate([followed, opening[fresh]]), np.concatenate([counts, opened[fresh]])
+    order = np.argsort(keys)
+    return keys[order], counts[order]
