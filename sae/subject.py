@@ -22,6 +22,7 @@ from sae.errors import InputError
 from sae.randomise import control_embeddings, describe_report, embedding_scale, rerandomise
 
 log = logging.getLogger(__name__)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 MODEL_FILES = ("config.json", "tokenizer.json", "recipe.json")
 # Stages draw their own progress bars.
 disable_progress_bar()
@@ -178,6 +179,11 @@ def load_subject(config: SubjectConfig) -> Subject:
         matched = config.control_scale == "matched"
         scale = embedding_scale(model.get_input_embeddings().weight) if matched else 1.0
         report = {"embedding_scale": scale}
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"the tokenizer of {config.subject} has {len(tokenizer)} tokens, its model {rows}; they do not fit"
+        )
     model.eval().requires_grad_(False).to(device)
     log.info("%s, %s: %s", config.subject, config.variant, describe_report(report))
     return Subject(model, tokenizer, _blocks(model), config, report)
@@ -188,6 +194,9 @@ def _source(config: SubjectConfig) -> tuple[str, str | None]:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(f"--subject {config.subject} has no config.json; name a folder written by save_pretrained")
+        if not any((path / name).exists() for name in TOKENIZER_FILES):
+            # transformers would make up an empty tokenizer and go on.
+            raise InputError(f"--subject {config.subject} has no tokenizer.json; save its tokenizer into the folder")
         return str(path), None
     looks_local = config.subject.startswith((".", "/", "~")) or config.subject.count("/") > 1 or path.exists()
     if looks_local:

@@ -1,0 +1,139 @@
+"""The caching stage, against a dense pass over the same contexts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sae.cache import main
+from sae.checkpoint import load_dictionary
+from sae.config import SubjectConfig
+from sae.errors import InputError
+from sae.latents import LatentCache
+from sae.subject import load_subject, residuals
+from sae.train import main as train_main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, neox_folder: Path, corpus_file: Path) -> Path:
+    """A run with dictionaries on two layers, not cached yet."""
+    folder = tmp_path_factory.mktemp("cached") / "run"
+    flags = f"--run {folder} --subject {neox_folder} --corpus {corpus_file} --tokens 4000 --k 4 --expansion 2"
+    train_main([*flags.split(), "--layers", "0", "1", "--context-length", "64", "--eval-tokens", "500"])
+    return folder
+
+
+def _flags(run: Path, corpus: Path) -> list[str]:
+    return f"--run {run} --corpus {corpus} --tokens 3000 --context-length 64".split()
+
+
+def test_the_cache_holds_what_a_dense_pass_finds(run: Path, neox_folder: Path, corpus_file: Path) -> None:
+    main(_flags(run, corpus_file))
+    cache = LatentCache.open(run / "latents" / "layers.1")
+    model, _ = load_dictionary(run / "sae" / "layers.1")
+    subject = load_subject(SubjectConfig(str(neox_folder)))
+    dense = np.zeros((cache.n_tokens, cache.n_latents), np.float32)
+    for latent in range(cache.n_latents):
+        tokens, activations = cache.entries(latent)
+        assert (np.diff(tokens) > 0).all() and (activations > 0).all()
+        dense[tokens, latent] = activations
+    for context in range(0, cache.n_contexts, 7):
+        begin, end = cache.context_offsets[context : context + 2]
+        ids = torch.from_numpy(cache.token_ids[begin:end].astype(np.int64))[None]
+        (x,) = residuals(subject, ids, torch.zeros(1), torch.zeros(1), [1])
+        with torch.no_grad():
+            values, indices = model.encode(x[0])
+        expected = torch.zeros(len(x[0]), cache.n_latents).scatter(1, indices, values)
+        expected[0] = 0
+        np.testing.assert_allclose(dense[begin:end], expected.numpy(), atol=2e-2, rtol=2e-3)
+        assert not dense[begin].any()
+
+
+def test_splits_share_no_document_and_have_the_tokens_asked(run: Path, corpus_file: Path) -> None:
+    main(_flags(run, corpus_file))
+    cache = LatentCache.open(run / "latents" / "layers.0")
+    documents = {split: set(cache.context_document[cache.split_contexts(split)]) for split in ("explain", "score")}
+    assert not documents["explain"] & documents["score"]
+    assert len(cache.documents()) == len(documents["explain"] | documents["score"])
+    for split in ("explain", "score"):
+        assert 1500 <= cache.usable_tokens(split) < 1500 + 64
+
+
+def test_neighbours_are_the_most_similar_other_directions(run: Path, corpus_file: Path) -> None:
+    main(_flags(run, corpus_file))
+    model, _ = load_dictionary(run / "sae" / "layers.0")
+    directions = torch.nn.functional.normalize(model.w_dec.detach(), dim=1)
+    similarity = (directions @ directions.T).fill_diagonal_(-2)
+    neighbours = LatentCache.open(run / "latents" / "layers.0").neighbours()
+    assert neighbours[:, 0].tolist() == similarity.argmax(1).tolist()
+    assert neighbours.shape == (64, 10)
+
+
+def test_a_second_call_does_nothing_and_takes_subject_and_corpus_from_the_run(
+    run: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(_flags(run, corpus_file))
+    capsys.readouterr()
+    main(f"--run {run} --tokens 3000 --context-length 64".split())
+    assert capsys.readouterr().out.count("complete already") == 2
+
+
+def test_a_dictionary_trained_elsewhere_is_cached_under_its_name(
+    run: Path, tmp_path: Path, neox_folder: Path, corpus_file: Path
+) -> None:
+    other = tmp_path / "other"
+    flags = f"--subject {neox_folder} --variant rerandomised --dictionary {run / 'sae' / 'layers.1'}"
+    main([*_flags(other, corpus_file), *flags.split(), "--hookpoint", "layers.2"])
+    cache = LatentCache.open(other / "latents" / "layers.1")
+    assert cache.manifest.config["hookpoint"] == "layers.2"
+    assert json.loads((other / "run.json").read_text())["variant"] == "rerandomised"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--run {tmp}/none --tokens 100", r"not a run.*sae\.train"),
+        ("--run {run} --corpus {corpus} --tokens 1", r"--tokens must be at least 2"),
+        ("--run {run} --corpus {corpus} --tokens 9999999", r"explain split of .* has"),
+        ("--run {run} --corpus {tmp}/other.txt", r"other\.txt"),
+        ("--run {run} --subject {llama} --corpus {corpus}", r"holds subject .* asked was"),
+        ("--run {run} --hookpoint layers.1 --corpus {corpus}", r"--hookpoint goes with --dictionary"),
+        ("--run {tmp}/new --subject {neox} --corpus {corpus}", r"has no dictionary; train one"),
+        ("--run {run} --corpus {corpus} --dictionary {tmp}/none", r"no such folder"),
+        ("--run {run} --corpus {corpus} --dictionary {tmp}", r"config\.json is missing"),
+        ("--run {run} --corpus {corpus} --dictionary {run}/sae/layers.1 --hookpoint mlp", r"hookpoint 'mlp' is unknown"),
+        (
+            "--run {run} --corpus {corpus} --dictionary {run}/sae/layers.1 --hookpoint layers.9",
+            r"layer 9 is out of range",
+        ),
+        (
+            "--run {tmp}/wide --subject {wide} --corpus {corpus} --tokens 200 --dictionary {run}/sae/layers.1",
+            r"reads vectors of width 32, .* has 48",
+        ),
+    ],
+)
+def test_what_cannot_be_cached_is_one_line(
+    flags: str, message: str, run: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    names = {"run": run, "tmp": tmp_path, "corpus": request.getfixturevalue("corpus_file")}
+    names |= {"neox": request.getfixturevalue("neox_folder"), "llama": request.getfixturevalue("llama_folder")}
+    if "{wide}" in flags:
+        names["wide"] = _wide_subject(tmp_path / "subject", names["neox"])
+    before = sorted(p for p in run.rglob("manifest.json"))
+    with pytest.raises(InputError, match=message):
+        main(flags.format(**names).split())
+    assert sorted(p for p in run.rglob("manifest.json")) == before
+
+
+def _wide_subject(folder: Path, neox: Path) -> Path:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(neox)
+    config.hidden_size = 48
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(neox).save_pretrained(folder)
+    return folder

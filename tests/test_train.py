@@ -1,0 +1,164 @@
+"""The training stage: what it learns, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae.checkpoint import load_dictionary, save_dictionary
+from sae.config import SAEConfig, TrainConfig
+from sae.errors import InputError
+from sae.model import SparseAutoencoder
+from sae.train import Trainer, dictionary_slug, learning_rate, main, schedule, train
+
+
+def _flags(run: Path, subject: Path, corpus: Path) -> list[str]:
+    flags = f"--run {run} --subject {subject} --corpus {corpus} --tokens 6000 --k 4 --expansion 2 --context-length 64"
+    return [*flags.split(), "--batch-tokens", "256", "--buffer-tokens", "1024", "--eval-tokens", "500"]
+
+
+def test_planted_directions_are_recovered() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.nn.functional.normalize(torch.randn(24, 16, generator=generator), dim=1)
+    strength = torch.rand(40_000, 24, generator=generator) + 0.5
+    active = torch.rand(40_000, 24, generator=generator) < 2 / 24
+    x = (strength * active) @ truth
+    model = SparseAutoencoder(16, 48, 3)
+    model.initialise(x[:1000], generator)
+    config = TrainConfig(Path("unused"), (0,), tokens=len(x), batch_tokens=128)
+    train([Trainer(model, 3e-3)], ((x[i : i + 128],) for i in range(0, len(x), 128)), config, [io.StringIO()])
+    cosine = (truth @ model.w_dec.detach().T).max(1).values
+    assert float(cosine.mean()) > 0.9
+
+
+def test_the_schedule_rises_stays_and_falls_to_zero() -> None:
+    values = [schedule(step, 100, 0.1, 0.2) for step in range(100)]
+    assert values[0] == pytest.approx(0.1)
+    assert values[9:81] == [1.0] * 72
+    assert values[90] == pytest.approx(0.5)
+    assert values[99] == pytest.approx(0.05)
+    assert schedule(0, 10, 0.0, 0.0) == 1.0
+
+
+def test_a_latent_that_has_not_fired_in_the_window_is_dead() -> None:
+    trainer = Trainer(SparseAutoencoder(4, 8, 2), 1e-3)
+    trainer.tokens = 100
+    trainer.last_fired[:] = torch.tensor([0, 10, 49, 50, 51, 90, 100, 100])
+    assert trainer.dead_share(50) == pytest.approx(4 / 8)
+
+
+def test_names_say_what_differs_from_the_defaults() -> None:
+    assert dictionary_slug(3, SAEConfig(), 0) == "layers.3"
+    assert dictionary_slug(3, SAEConfig(k=16, expansion=8), 2) == "layers.3.k16.x8.s2"
+
+
+def test_the_default_learning_rate_falls_with_the_root_of_the_width() -> None:
+    config = TrainConfig(Path("r"), (0,))
+    assert learning_rate(config, 4 * 4096) == pytest.approx(learning_rate(config, 4096) / 2)
+
+
+def test_a_run_trains_each_layer_and_a_second_call_does_nothing(
+    tmp_path: Path, neox_folder: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0", "2"]
+    main(flags)
+    folder = tmp_path / "run" / "sae" / "layers.2"
+    names = ["config.json", "manifest.json", "metrics.json", "train_log.jsonl", "weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 < metrics["fvu"] < 1 and 0 < metrics["fvu_pca"] < 1 and 0 < metrics["fvu_token_mean"] < 1.5
+    assert 0 < metrics["l0"] <= 4 and metrics["n_tokens_train"] >= 6000 and metrics["dead_after_tokens"] == 600
+    model, facts = load_dictionary(folder)
+    assert (facts["hookpoint"], facts["layer"], model.n_latents) == ("layers.2", 2, 64)
+    torch.testing.assert_close(model.w_dec.norm(dim=1), torch.ones(64))
+    rows = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    assert rows[-1]["fvu"] < rows[0]["fvu"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and p.suffix != ".lock"}
+    capsys.readouterr()
+    main(flags)
+    assert capsys.readouterr().out.count("complete already") == 2
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_layer_trained_alone_equals_the_same_layer_trained_beside_others(
+    tmp_path: Path, neox_folder: Path, corpus_file: Path
+) -> None:
+    main([*_flags(tmp_path / "both", neox_folder, corpus_file), "--layers", "0", "1"])
+    main([*_flags(tmp_path / "one", neox_folder, corpus_file), "--layers", "1"])
+    both, _ = load_dictionary(tmp_path / "both" / "sae" / "layers.1")
+    one, _ = load_dictionary(tmp_path / "one" / "sae" / "layers.1")
+    for a, b in zip(both.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--layers", "3"], r"layer 3 is out of range.*has layers 0 to 2"),
+        (["--layers", "-1"], r"layer -1 is out of range"),
+        (["--layers", "0", "--k", "65"], r"--k 65 is out of range.*64 latents"),
+        (["--layers", "0", "--tokens", "99999999"], r"the sae split of .* has .* tokens, 99,999,999 were asked"),
+        (["--layers", "0", "--context-length", "300"], r"--context-length 300 is too long.*at most 256"),
+        (["--layers", "0", "--context-length", "2"], r"context length"),
+        (["--layers", "0", "--device", "cuda:7"], r"--device cuda:7 cannot be used"),
+        (["--layers", "0", "--device", "toaster"], r"--device toaster cannot be used"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_leaves_nothing_complete(
+    tmp_path: Path, neox_folder: Path, corpus_file: Path, extra: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        main([*_flags(tmp_path / "run", neox_folder, corpus_file), *extra])
+    assert not list((tmp_path / "run").rglob("manifest.json"))
+
+
+def test_repeat_goes_over_a_short_split_again(tmp_path: Path, neox_folder: Path, corpus_file: Path) -> None:
+    main([*_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0", "--tokens", "90000", "--repeat"])
+    metrics = json.loads((tmp_path / "run" / "sae" / "layers.0" / "metrics.json").read_text())
+    assert metrics["n_tokens_train"] >= 90_000
+
+
+def test_other_settings_need_overwrite_and_another_variant_needs_another_run(
+    tmp_path: Path, neox_folder: Path, corpus_file: Path
+) -> None:
+    flags = [*_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0"]
+    main(flags)
+    with pytest.raises(InputError, match=r"other settings.*--overwrite"):
+        main([*flags, "--tokens", "5000"])
+    main([*flags, "--tokens", "5000", "--overwrite"])
+    with pytest.raises(InputError, match=r"holds variant 'trained'.*another --run"):
+        main([*flags, "--variant", "control"])
+
+
+def test_a_dictionary_comes_back_from_disk_and_damage_is_one_line(tmp_path: Path) -> None:
+    model = SparseAutoencoder(4, 8, 2)
+    model.initialise(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.Generator())
+    save_dictionary(tmp_path, model, {"layer": 1})
+    again, facts = load_dictionary(tmp_path)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value)
+    assert facts["layer"] == 1
+    config, weights = tmp_path / "config.json", tmp_path / "weights.safetensors"
+    kept = config.read_text(), weights.read_bytes()
+    for text, data in (
+        (kept[0].replace('"d_in": 4', '"d_in": 5'), kept[1]),
+        (kept[0].replace("topk", "other"), kept[1]),
+        ("{}", kept[1]),
+        (kept[0], kept[1][:60]),
+        (kept[0], b"\x80\x04pickle"),
+    ):
+        config.write_text(text)
+        weights.write_bytes(data)
+        with pytest.raises(InputError):
+            load_dictionary(tmp_path)
+    config.write_text(kept[0])
+    with torch.no_grad():
+        model.b_dec[0] = math.nan
+    save_dictionary(tmp_path, model, {})
+    with pytest.raises(InputError, match="not finite"):
+        load_dictionary(tmp_path)
