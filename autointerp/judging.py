@@ -103,7 +103,6 @@ async def answer_all(
                 # All workers fail for the reason that the first one had.
                 raise several.exceptions[0] from None
         bar.total = bar.n
-        bar.refresh()
 
 
 class _Loop:

@@ -42,6 +42,8 @@ from sae.latents import LatentCache
 
 LOG = logging.getLogger(__name__)
 KIND = "scores"
+OFFLINE = "offline"
+"""Model of the client that asks no LLM; its scores are lexical predictability, never interpretability."""
 EXPLAIN = "make them with python -m autointerp.explain --run {run}"
 
 
@@ -112,7 +114,8 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
             journal.adopt(read_rows(job.folder / JUDGEMENTS), usage_of(earlier))
-        label = f"{job.source.folder.parent.name} {job.scorer.name}"
+        label = f"{job.settings['dictionary']} {job.scorer.name}"
+        label += " (lexical predictability)" if client.model == OFFLINE else ""
         ask_missing(judging.questions(), journal, client, config.client.concurrency, label, judging.total(journal))
         table = []
         with (writer.partial / JUDGEMENTS).open("w", encoding="utf-8") as stream:
@@ -211,7 +214,7 @@ class _Judging:
 def result_line(folder: Path, manifest: Manifest) -> str:
     """The mean over latents, in a line; what rules without an LLM score is called lexical predictability."""
     counts, graded = manifest.counts, manifest.config["graded"]
-    what = "lexical predictability, " if manifest.config["judge"] == "offline" else ""
+    what = "lexical predictability, " if manifest.config["judge"] == OFFLINE else ""
     mean = "undefined" if counts["mean_auroc"] is None else f"{counts['mean_auroc']:.3f}"
     note = "" if graded else " (hard answers: equal to balanced accuracy)"
     failed = f"{sum(counts['failed'].values())} of {counts['judgements']} judgements failed"
