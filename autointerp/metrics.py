@@ -62,16 +62,20 @@ def token_concentration(cache: LatentCache, entries_at_once: int = ENTRIES_AT_ON
 
 def _concentration(cache: LatentCache, start: int, stop: int) -> npt.NDArray[np.float64]:
     first, last = int(cache.offsets[start]), int(cache.offsets[stop])
-    latent = np.repeat(np.arange(stop - start), np.diff(cache.offsets[start : stop + 1]))
-    token = cache.token_ids[cache.token_index[first:last]].astype(np.int64)
-    activation = cache.activation[first:last].astype(np.float64)
-    # One key per (latent, token id); their masses are summed, then the largest of each latent is taken.
-    width = int(token.max(initial=0)) + 1
-    key, inverse = np.unique(latent * width + token, return_inverse=True)
-    mass = np.bincount(inverse, weights=activation, minlength=len(key))
-    largest, total = np.zeros(stop - start), np.zeros(stop - start)
-    np.maximum.at(largest, key // width, mass)
-    np.add.at(total, key // width, mass)
-    with np.errstate(invalid="ignore"):
-        shares: npt.NDArray[np.float64] = largest / total
+    # Latent, token id and the bits of the activation share one integer, so that a plain sort groups them, which is many
+    # times faster than to sort indices. Activations are positive: no sign bit.
+    latent = np.repeat(np.arange(stop - start, dtype=np.uint64), np.diff(cache.offsets[start : stop + 1]))
+    token = cache.token_ids[cache.token_index[first:last]].astype(np.uint64)
+    packed = (latent << np.uint64(40)) | (token << np.uint64(16)) | cache.activation[first:last].view(np.uint16)
+    packed.sort()
+    shares = np.full(stop - start, np.nan)
+    if not len(packed):
+        return shares
+    key, activation = packed >> np.uint64(16), packed.astype(np.uint16).view(np.float16).astype(np.float64)
+    group = np.flatnonzero(np.diff(key, prepend=key[0] + np.uint64(1)))
+    mass, owner = np.add.reduceat(activation, group), key[group] >> np.uint64(24)
+    begin = np.flatnonzero(np.diff(owner, prepend=owner[0] + np.uint64(1)))
+    total = np.add.reduceat(mass, begin)
+    alive = total > 0
+    shares[owner[begin][alive]] = np.maximum.reduceat(mass, begin)[alive] / total[alive]
     return shares

@@ -1,0 +1,132 @@
+"""Suites: which runs to make before they are compared, as a TOML file, and the stages that make them, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import logging
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from sae.config import VARIANTS
+from sae.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+LOG = logging.getLogger(__name__)
+STAGES = {
+    "train": ("sae.train", "main"),
+    "cache": ("sae.cache", "main"),
+    "explain": ("autointerp.explain", "explain"),
+    "score": ("autointerp.score", "score"),
+}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The keys of a suite file; what is left out is what the stages' own flags default to."""
+
+    subject: str
+    """Hugging Face id, or a folder: as it is, or relative to the repository."""
+    variants: tuple[str, ...]
+    """Subject variants; each gets a run of its own."""
+    layers: tuple[int, ...]
+    """Blocks whose residual stream gets a dictionary."""
+    corpus: str = "pydocs"
+    train_tokens: int | None = None
+    cache_tokens: int | None = None
+    context_length: int | None = None
+    k: int | None = None
+    expansion: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of dictionary and variant; several give several draws, each a run of its own."""
+    n_latents: int | None = None
+    scorers: tuple[str, ...] = ()
+    explainer: str | None = None
+    client: str | None = None
+    model: str | None = None
+    base_url: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Suite:
+        """Read a suite file.
+
+        Raises:
+            InputError: no such file, no TOML, an unknown or missing key, or a value of the wrong type.
+        """
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(
+                f"--suite {path} cannot be read ({error}); name a TOML file as in benchmarks/suites"
+            ) from None
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(raw.keys() - known.keys()):
+            raise InputError(f"{path}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}")
+        needed = [name for name, field in known.items() if field.default is dataclasses.MISSING]
+        if missing := [name for name in needed if not raw.get(name)]:
+            raise InputError(f"{path}: {', '.join(missing)} is missing or empty; add it")
+        suite = cls(**{name: _typed(path, name, value) for name, value in raw.items()})
+        if wrong := [variant for variant in suite.variants if variant not in VARIANTS]:
+            raise InputError(f"{path}: no variant {wrong[0]!r}; there are {', '.join(VARIANTS)}")
+        return suite
+
+
+def _typed(path: Path, name: str, value: Any) -> Any:
+    hint = str(get_type_hints(Suite)[name])
+    kind = int if "int" in hint else str
+    items = value if "tuple" in hint else [value]
+    # bool is an int to Python, not to a person.
+    if not isinstance(items, list) or not all(isinstance(x, kind) and not isinstance(x, bool) for x in items):
+        expected = "whole number" if kind is int else "string"
+        raise InputError(f"{path}: {name} = {value!r}, expected a {'list of ' if 'tuple' in hint else ''}{expected}s")
+    return tuple(items) if "tuple" in hint else value
+
+
+def run_suite(suite: Suite, out: Path) -> list[Path]:
+    """Make every run of a suite below `out`; stages that are complete return at once. Returns the runs' folders."""
+    runs = [(out / _folder_name(suite, v, seed), v, seed) for v in suite.variants for seed in suite.seeds]
+    steps = [(stage, run, _flags(suite, stage, run, v, seed)) for run, v, seed in runs for stage in STAGES]
+    for number, (stage, run, flags) in enumerate(steps, start=1):
+        print(f"[{number}/{len(steps)}] {stage} {run}", file=sys.stderr, flush=True)
+        # The screen's standard output is for the table.
+        with contextlib.redirect_stdout(sys.stderr):
+            _stage(stage)(flags)
+    return [run for run, _, _ in runs]
+
+
+def _folder_name(suite: Suite, variant: str, seed: int) -> str:
+    return variant if len(suite.seeds) == 1 else f"{variant}-s{seed}"
+
+
+def _stage(name: str) -> Callable[[Sequence[str]], None]:
+    module, function = STAGES[name]
+    return cast(Callable[[Sequence[str]], None], getattr(importlib.import_module(module), function))
+
+
+def _flags(suite: Suite, stage: str, run: Path, variant: str, seed: int) -> list[str]:
+    local = ROOT / suite.subject
+    subject = str(local) if local.exists() else suite.subject
+    text = {"corpus": suite.corpus, "context-length": suite.context_length}
+    answering = {"client": suite.client, "model": suite.model, "base-url": suite.base_url}
+    flags: dict[str, dict[str, Any]] = {
+        "train": {
+            **{"subject": subject, "variant": variant, "variant-seed": seed, "layers": suite.layers, **text},
+            **{"tokens": suite.train_tokens, "k": suite.k, "expansion": suite.expansion, "seed": seed},
+        },
+        "cache": {"tokens": suite.cache_tokens, **text},
+        "explain": {"explainer": suite.explainer, "n-latents": suite.n_latents, **answering},
+        "score": {"explainer": suite.explainer, "scorers": suite.scorers or None, **answering},
+    }
+    return ["--run", str(run), *_spelled(flags[stage])]
+
+
+def _spelled(flags: dict[str, Any]) -> Iterator[str]:
+    for name, value in flags.items():
+        if value is not None:
+            yield f"--{name}"
+            yield from map(str, value if isinstance(value, tuple) else (value,))
