@@ -41,6 +41,7 @@ class Prompts:
             loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
         )
         self._environment.filters["json"] = quoted
+        self._constant: dict[str, tuple[Message, ...]] = {}
 
     def render(self, task: str, context: Mapping[str, Any]) -> tuple[Message, ...]:
         """The messages of a task: instructions, worked examples, then the question.
@@ -48,12 +49,13 @@ class Prompts:
         Raises:
             InputError: a template is missing, is broken, or asks for a variable that the task does not have.
         """
-        messages = [Message("system", self._fill(f"{task}/system.j2", {}))]
-        for example in self._worked(task):
-            messages.append(Message("user", self._fill(f"{task}/user.j2", example["context"])))
-            messages.append(Message("assistant", example["answer"]))
-        messages.append(Message("user", self._fill(f"{task}/user.j2", context)))
-        return tuple(messages)
+        if task not in self._constant:
+            messages = [Message("system", self._fill(f"{task}/system.j2", {}))]
+            for example in self._worked(task):
+                messages.append(Message("user", self._fill(f"{task}/user.j2", example["context"])))
+                messages.append(Message("assistant", example["answer"]))
+            self._constant[task] = tuple(messages)
+        return (*self._constant[task], Message("user", self._fill(f"{task}/user.j2", context)))
 
     def request(self, task: str, context: Mapping[str, Any], sampling: Sampling | None = None) -> Request:
         """The question to a client; `context` goes along for a client that reads no messages."""

@@ -30,7 +30,7 @@ class ChatServer:
     Args:
         mode: ok; malformed (answers from `MALFORMED`, in turn); busy (429 at the first attempt of each question);
             failing (500); refusal; filtered; truncated; unauthorised (401); unknown (404); garbage (200, but no JSON);
-            bare (no usage, no id, as some servers do).
+            bare (no usage, no id, as some servers do); hidden (an error under status 200, as some gateways do).
         word: what a text must contain.
         delay: seconds before each answer.
     """
@@ -81,6 +81,8 @@ class ChatServer:
         if self.mode in errors:
             status, message = errors[self.mode]
             return status, {"error": {"message": message}}
+        if self.mode == "hidden":
+            return 200, {"error": {"message": "no credit left for sk-secret"}}
         text, reason, refusal = self.answer(body), "stop", None
         if self.mode == "malformed":
             text = MALFORMED[number % len(MALFORMED)]

@@ -69,7 +69,13 @@ def test_answers_that_are_none_say_why(mode: str, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "reason"),
-    [("failing", "error"), ("unauthorised", "unauthorised"), ("unknown", "not_found"), ("garbage", "error")],
+    [
+        ("failing", "error"),
+        ("unauthorised", "unauthorised"),
+        ("unknown", "not_found"),
+        ("garbage", "error"),
+        ("hidden", "error"),
+    ],
 )
 def test_a_failed_request_is_a_completion_with_one_line_and_without_the_key(mode: str, reason: str) -> None:
     with ChatServer(mode) as server:

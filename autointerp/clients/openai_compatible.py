@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openai
 
 from autointerp.config import ClientConfig
+from autointerp.prompting import quoted
 from autointerp.records import Completion, Request, Usage
 from sae.errors import InputError
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
 
 LOG = logging.getLogger(__name__)
 OWN_ADDRESS = "api.openai.com"
@@ -61,7 +59,9 @@ class OpenAIClient:
                 api_key=self._key, base_url=self.base_url, max_retries=self.max_retries, timeout=self.timeout
             )
         try:
-            answer = await self._connection.chat.completions.create(**self._arguments(request))
+            # The same request as chat.completions.create sends, without walking through all messages to check types,
+            # which would take three times as long as the rest.
+            answer = await self._connection.post("/chat/completions", cast_to=object, body=self._arguments(request))
         except (openai.OpenAIError, ValueError) as error:
             return self._failure(error)
         return self._completion(answer)
@@ -85,19 +85,20 @@ class OpenAIClient:
             arguments["seed"] = request.sampling.seed
         return arguments
 
-    def _completion(self, answer: ChatCompletion) -> Completion:
-        # Compatible servers leave out fields that the library's types promise.
-        choices = getattr(answer, "choices", None)
-        if not choices or choices[0].message is None:
-            return Completion("", self.model, "error", error="the server sent an answer without choices")
-        choice, usage = choices[0], getattr(answer, "usage", None)
-        refusal = getattr(choice.message, "refusal", None)
-        content = choice.message.content if isinstance(choice.message.content, str) else ""
+    def _completion(self, answer: Any) -> Completion:
+        """What a server sent, which may lack fields that the protocol promises."""
+        answer = answer if isinstance(answer, dict) else {}
+        choices, usage = answer.get("choices"), answer.get("usage") or {}
+        if not choices or not isinstance(choices[0].get("message"), dict):
+            found = quoted(answer.get("error") or answer)[:200]
+            return Completion("", self.model, "error", error=f"the server sent no choices: {self._without_key(found)}")
+        message, reason = choices[0]["message"], choices[0].get("finish_reason")
+        content = message.get("content")
         return Completion(
-            text=without_thoughts(content),
+            text=without_thoughts(content if isinstance(content, str) else ""),
             model=self.model,
-            finish_reason="refusal" if refusal else (choice.finish_reason or "stop"),
-            usage=Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else Usage(),
+            finish_reason="refusal" if message.get("refusal") else (reason or "stop"),
+            usage=Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0),
         )
 
     def _failure(self, error: Exception) -> Completion:
@@ -113,9 +114,11 @@ class OpenAIClient:
         if kind == "unreachable":
             cause = error.__cause__
             reason = f"no connection to {self.base_url or OWN_ADDRESS}" + (f" ({cause})" if cause else "")
+        return Completion("", self.model, kind, error=self._without_key(reason))
+
+    def _without_key(self, text: str) -> str:
         # Some servers quote the key that they refuse.
-        reason = reason.replace(self._key, "[key]") if len(self._key) > 4 else reason
-        return Completion("", self.model, kind, error=reason)
+        return text.replace(self._key, "[key]") if len(self._key) > 4 else text
 
 
 def without_thoughts(text: str) -> str:
