@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from sae.artifacts import (
     complete_folders,
     completed,
     digest,
+    file_digest,
     latents_folder,
     plain,
     read_manifest,
@@ -48,7 +48,8 @@ class Arguments:
     """Cache the latent activations of a run's dictionaries, or of one dictionary trained elsewhere."""
 
     cache: CacheConfig
-    corpus: CorpusConfig = field(default_factory=lambda: CorpusConfig(corpus=""))
+    # Empty values stand for what the run holds.
+    corpus: CorpusConfig = field(default_factory=lambda: CorpusConfig(corpus="", text_column="", context_length=0))
     subject: SubjectConfig = field(default_factory=lambda: SubjectConfig(subject=""))
 
 
@@ -69,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     subject_config, corpus_config = _resolve(args)
     corpus = open_corpus(corpus_config)
     identity = subject_identity(subject_config)
-    whole = {**identity, "corpus": corpus_config.corpus, "corpus_fingerprint": corpus.fingerprint}
-    claim_run(args.cache.run, whole)
+    claim_run(args.cache.run, {**identity, **plain(corpus_config), "corpus_fingerprint": corpus.fingerprint})
     dictionaries = _dictionaries(args.cache)
     parents = {"subject": digest(identity), "corpus": corpus.fingerprint}
     own = {d.name: {**parents, "dictionary": d.fingerprint} for d in dictionaries}
@@ -102,16 +102,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _resolve(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
     """Subject and corpus from the flags, or where they are not given from what the run holds."""
-    subject, corpus = args.subject, args.corpus
-    held: dict[str, Any] = {}
-    if not subject.subject or not corpus.corpus:
-        held = read_run(args.cache.run)
+    subject, run = args.subject, args.cache.run
+    known = (run / "run.json").exists()
+    if not (known or (subject.subject and args.corpus.corpus and args.cache.dictionary)):
+        read_run(run)
+    held = read_run(run) if known else plain(CorpusConfig())
     if not subject.subject:
         names = ("subject", "revision", "variant", "variant_seed", "dtype")
         kept = {name: held[name] for name in names} | {"device": subject.device}
         subject = SubjectConfig(**kept, control_scale=held["control_scale"] or "unit")
-    if not corpus.corpus:
-        corpus = dataclasses.replace(corpus, corpus=held["corpus"])
+    corpus = CorpusConfig(**{name: value or held[name] for name, value in plain(args.corpus).items()})
     if args.cache.dictionary is None and args.cache.hookpoint is not None:
         raise InputError("--hookpoint goes with --dictionary; the run's own dictionaries know theirs")
     return subject, corpus
@@ -141,7 +141,7 @@ def _foreign(folder: Path, hookpoint: str | None) -> Dictionary:
     if prefix != "layers" or not number.isdigit():
         raise InputError(f"hookpoint {name!r} is unknown; pass --hookpoint layers.N, the residual stream after block N")
     facts = {**facts, "hookpoint": name, "layer": int(number)}
-    weights = digest([facts, *[float(p.double().square().sum()) for p in model.parameters()]])
+    weights = digest([facts, file_digest(folder / "weights.safetensors")])
     return Dictionary(folder.resolve().name, int(number), model, facts, weights)
 
 
@@ -237,11 +237,11 @@ class _Texts:
         self._columns["context_document"].append(documents.astype(np.uint32))
         self._columns["context_start"].append(self._store.starts[contexts].astype(np.uint32))
         self._columns["context_split"].append(np.full(len(contexts), self._place, np.uint8))
-        numbers = np.zeros(ids.shape, np.int64)
+        numbers: np.ndarray[Any, Any] = np.zeros(ids.shape, np.int64)
         numbers[inside] = np.arange(self._n_tokens, self._n_tokens + int(lengths.sum()))
         self._n_tokens += int(lengths.sum())
-        usable: np.ndarray[Any, Any] = batch.usable.numpy()
-        return numbers[usable]
+        usable: np.ndarray[Any, Any] = numbers[batch.usable.numpy()]
+        return usable
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The arrays of tokens.safetensors."""

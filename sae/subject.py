@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 MODEL_FILES = ("config.json", "tokenizer.json", "recipe.json")
 # Stages draw their own progress bars.
-disable_progress_bar()
+disable_progress_bar()  # type: ignore[no-untyped-call]
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 

@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus = open_corpus(args.corpus)
     identity = subject_identity(args.subject)
     parents = {"subject": digest(identity), "corpus": corpus.fingerprint}
-    claim_run(args.train.run, {**identity, "corpus": args.corpus.corpus, "corpus_fingerprint": corpus.fingerprint})
+    claim_run(args.train.run, {**identity, **plain(args.corpus), "corpus_fingerprint": corpus.fingerprint})
     configs = {layer: _artifact_config(args, identity, layer) for layer in args.train.layers}
     folders = {layer: dictionary_folder(args.train.run, c["dictionary"]) for layer, c in configs.items()}
     todo = [

@@ -28,13 +28,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, neox_folder: Path, corpus_file
 
 
 def _flags(run: Path, corpus: Path) -> list[str]:
-    return f"--run {run} --corpus {corpus} --tokens 3000 --context-length 64".split()
+    return f"--run {run} --corpus {corpus} --tokens 3000".split()
 
 
 def test_the_cache_holds_what_a_dense_pass_finds(run: Path, neox_folder: Path, corpus_file: Path) -> None:
     main(_flags(run, corpus_file))
-    cache = LatentCache.open(run / "latents" / "layers.1")
-    model, _ = load_dictionary(run / "sae" / "layers.1")
+    cache = LatentCache.open(run / "latents" / "layers.1.k4.x2")
+    model, _ = load_dictionary(run / "sae" / "layers.1.k4.x2")
     subject = load_subject(SubjectConfig(str(neox_folder)))
     dense = np.zeros((cache.n_tokens, cache.n_latents), np.float32)
     for latent in range(cache.n_latents):
@@ -55,7 +55,7 @@ def test_the_cache_holds_what_a_dense_pass_finds(run: Path, neox_folder: Path, c
 
 def test_splits_share_no_document_and_have_the_tokens_asked(run: Path, corpus_file: Path) -> None:
     main(_flags(run, corpus_file))
-    cache = LatentCache.open(run / "latents" / "layers.0")
+    cache = LatentCache.open(run / "latents" / "layers.0.k4.x2")
     documents = {split: set(cache.context_document[cache.split_contexts(split)]) for split in ("explain", "score")}
     assert not documents["explain"] & documents["score"]
     assert len(cache.documents()) == len(documents["explain"] | documents["score"])
@@ -65,10 +65,10 @@ def test_splits_share_no_document_and_have_the_tokens_asked(run: Path, corpus_fi
 
 def test_neighbours_are_the_most_similar_other_directions(run: Path, corpus_file: Path) -> None:
     main(_flags(run, corpus_file))
-    model, _ = load_dictionary(run / "sae" / "layers.0")
+    model, _ = load_dictionary(run / "sae" / "layers.0.k4.x2")
     directions = torch.nn.functional.normalize(model.w_dec.detach(), dim=1)
     similarity = (directions @ directions.T).fill_diagonal_(-2)
-    neighbours = LatentCache.open(run / "latents" / "layers.0").neighbours()
+    neighbours = LatentCache.open(run / "latents" / "layers.0.k4.x2").neighbours()
     assert neighbours[:, 0].tolist() == similarity.argmax(1).tolist()
     assert neighbours.shape == (64, 10)
 
@@ -78,7 +78,7 @@ def test_a_second_call_does_nothing_and_takes_subject_and_corpus_from_the_run(
 ) -> None:
     main(_flags(run, corpus_file))
     capsys.readouterr()
-    main(f"--run {run} --tokens 3000 --context-length 64".split())
+    main(f"--run {run} --tokens 3000".split())
     assert capsys.readouterr().out.count("complete already") == 2
 
 
@@ -86,9 +86,9 @@ def test_a_dictionary_trained_elsewhere_is_cached_under_its_name(
     run: Path, tmp_path: Path, neox_folder: Path, corpus_file: Path
 ) -> None:
     other = tmp_path / "other"
-    flags = f"--subject {neox_folder} --variant rerandomised --dictionary {run / 'sae' / 'layers.1'}"
+    flags = f"--subject {neox_folder} --variant rerandomised --dictionary {run / 'sae' / 'layers.1.k4.x2'}"
     main([*_flags(other, corpus_file), *flags.split(), "--hookpoint", "layers.2"])
-    cache = LatentCache.open(other / "latents" / "layers.1")
+    cache = LatentCache.open(other / "latents" / "layers.1.k4.x2")
     assert cache.manifest.config["hookpoint"] == "layers.2"
     assert json.loads((other / "run.json").read_text())["variant"] == "rerandomised"
 
@@ -98,20 +98,24 @@ def test_a_dictionary_trained_elsewhere_is_cached_under_its_name(
     [
         ("--run {tmp}/none --tokens 100", r"not a run.*sae\.train"),
         ("--run {run} --corpus {corpus} --tokens 1", r"--tokens must be at least 2"),
-        ("--run {run} --corpus {corpus} --tokens 9999999", r"explain split of .* has"),
+        ("--run {run} --corpus {corpus} --tokens 9999999 --overwrite", r"explain split of .* has"),
         ("--run {run} --corpus {tmp}/other.txt", r"other\.txt"),
         ("--run {run} --subject {llama} --corpus {corpus}", r"holds subject .* asked was"),
+        ("--run {run} --corpus {corpus} --context-length 32", r"holds context_length 64, asked was 32"),
         ("--run {run} --hookpoint layers.1 --corpus {corpus}", r"--hookpoint goes with --dictionary"),
-        ("--run {tmp}/new --subject {neox} --corpus {corpus}", r"has no dictionary; train one"),
+        ("--run {tmp}/new --subject {neox} --corpus {corpus}", r"not a run.*sae\.train"),
         ("--run {run} --corpus {corpus} --dictionary {tmp}/none", r"no such folder"),
         ("--run {run} --corpus {corpus} --dictionary {tmp}", r"config\.json is missing"),
-        ("--run {run} --corpus {corpus} --dictionary {run}/sae/layers.1 --hookpoint mlp", r"hookpoint 'mlp' is unknown"),
         (
-            "--run {run} --corpus {corpus} --dictionary {run}/sae/layers.1 --hookpoint layers.9",
+            "--run {run} --corpus {corpus} --dictionary {run}/sae/layers.1.k4.x2 --hookpoint mlp",
+            r"hookpoint 'mlp' is unknown",
+        ),
+        (
+            "--run {tmp}/n --subject {neox} --corpus {corpus} --dictionary {run}/sae/layers.1.k4.x2 --hookpoint layers.9",
             r"layer 9 is out of range",
         ),
         (
-            "--run {tmp}/wide --subject {wide} --corpus {corpus} --tokens 200 --dictionary {run}/sae/layers.1",
+            "--run {tmp}/wide --subject {wide} --corpus {corpus} --tokens 200 --dictionary {run}/sae/layers.1.k4.x2",
             r"reads vectors of width 32, .* has 48",
         ),
     ],

@@ -67,7 +67,7 @@ def test_a_run_trains_each_layer_and_a_second_call_does_nothing(
 ) -> None:
     flags = [*_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0", "2"]
     main(flags)
-    folder = tmp_path / "run" / "sae" / "layers.2"
+    folder = tmp_path / "run" / "sae" / "layers.2.k4.x2"
     names = ["config.json", "manifest.json", "metrics.json", "train_log.jsonl", "weights.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == names
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -90,8 +90,8 @@ def test_a_layer_trained_alone_equals_the_same_layer_trained_beside_others(
 ) -> None:
     main([*_flags(tmp_path / "both", neox_folder, corpus_file), "--layers", "0", "1"])
     main([*_flags(tmp_path / "one", neox_folder, corpus_file), "--layers", "1"])
-    both, _ = load_dictionary(tmp_path / "both" / "sae" / "layers.1")
-    one, _ = load_dictionary(tmp_path / "one" / "sae" / "layers.1")
+    both, _ = load_dictionary(tmp_path / "both" / "sae" / "layers.1.k4.x2")
+    one, _ = load_dictionary(tmp_path / "one" / "sae" / "layers.1.k4.x2")
     for a, b in zip(both.parameters(), one.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing_complete(
 
 def test_repeat_goes_over_a_short_split_again(tmp_path: Path, neox_folder: Path, corpus_file: Path) -> None:
     main([*_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0", "--tokens", "90000", "--repeat"])
-    metrics = json.loads((tmp_path / "run" / "sae" / "layers.0" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "run" / "sae" / "layers.0.k4.x2" / "metrics.json").read_text())
     assert metrics["n_tokens_train"] >= 90_000
 
 
