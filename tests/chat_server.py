@@ -21,6 +21,12 @@ MALFORMED = (
 )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # The default of 5 waiting connections turns some away when this machine is busy.
+    request_queue_size = 128
+
+
 class ChatServer:
     """Answers on an ephemeral port while it is used as a context manager.
 
@@ -46,8 +52,7 @@ class ChatServer:
         self._in_flight = 0
         self._attempts: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     @property

@@ -84,6 +84,16 @@ def test_a_failed_request_is_a_completion_with_one_line_and_without_the_key(mode
     assert found.error and "\n" not in found.error and SECRET not in found.error
 
 
+@pytest.mark.parametrize(
+    "sent", [None, [], "text", {"choices": []}, {"choices": [{}]}, {"choices": [{"message": None}]}, {"choices": [3]}]
+)
+def test_json_that_is_no_chat_completion_is_an_error(sent: object) -> None:
+    with ChatServer() as server:
+        server.respond = lambda _: (200, sent)  # type: ignore[method-assign]
+        found = answer(client_of(server))
+    assert found.error and "no chat completion" in found.error
+
+
 def test_a_busy_server_is_asked_again() -> None:
     with ChatServer("busy") as server:
         assert answer(client_of(server, retries=2)).text == "[1, 0]"

@@ -64,7 +64,12 @@ class OpenAIClient:
             answer = await self._connection.post("/chat/completions", cast_to=object, body=self._arguments(request))
         except (openai.OpenAIError, ValueError) as error:
             return self._failure(error)
-        return self._completion(answer)
+        try:
+            return self._completion(answer)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            # Servers also send errors, or half of the protocol, under status 200.
+            found = self._without_key(quoted(answer)[:300])
+            return Completion("", self.model, "error", error=f"the server sent no chat completion but {found}")
 
     async def close(self) -> None:
         """Release connections; the next request opens new ones."""
@@ -86,19 +91,14 @@ class OpenAIClient:
         return arguments
 
     def _completion(self, answer: Any) -> Completion:
-        """What a server sent, which may lack fields that the protocol promises."""
-        answer = answer if isinstance(answer, dict) else {}
-        choices, usage = answer.get("choices"), answer.get("usage") or {}
-        if not choices or not isinstance(choices[0].get("message"), dict):
-            found = quoted(answer.get("error") or answer)[:200]
-            return Completion("", self.model, "error", error=f"the server sent no choices: {self._without_key(found)}")
-        message, reason = choices[0]["message"], choices[0].get("finish_reason")
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        message = choice["message"]
         content = message.get("content")
         return Completion(
             text=without_thoughts(content if isinstance(content, str) else ""),
             model=self.model,
-            finish_reason="refusal" if message.get("refusal") else (reason or "stop"),
-            usage=Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0),
+            finish_reason="refusal" if message.get("refusal") else (choice.get("finish_reason") or "stop"),
+            usage=Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)),
         )
 
     def _failure(self, error: Exception) -> Completion:
@@ -112,8 +112,8 @@ class OpenAIClient:
         kind = next((name for cls, name in kinds if isinstance(error, cls)), "error")
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if kind == "unreachable":
-            cause = error.__cause__
-            reason = f"no connection to {self.base_url or OWN_ADDRESS}" + (f" ({cause})" if cause else "")
+            cause = str(error.__cause__ or "") or type(error.__cause__ or error).__name__
+            reason = f"no connection to {self.base_url or OWN_ADDRESS} ({cause})"
         return Completion("", self.model, kind, error=self._without_key(reason))
 
     def _without_key(self, text: str) -> str:
