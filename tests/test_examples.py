@@ -1,0 +1,240 @@
+"""Windows come from one context, from disjoint splits, and negatives have the shape of positives."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from planted import BIGRAM, DEAD, DENSE, NOISE, RARE, TOKEN, planted_cache, tiny_tokenizer, write_planted_run
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from autointerp.config import ExamplesConfig
+from autointerp.examples import ExampleSampler, Firings, Pieces, Windows, sample_latents
+from autointerp.records import Example, LatentExamples
+from sae.latents import LatentCache
+
+CONFIG = ExamplesConfig()
+ELIGIBLE = (TOKEN, NOISE, BIGRAM)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> LatentCache:
+    return planted_cache(write_planted_run(tmp_path_factory.mktemp("planted") / "run"))
+
+
+@pytest.fixture(scope="module")
+def sampler(cache: LatentCache) -> ExampleSampler:
+    return ExampleSampler(cache, CONFIG)
+
+
+def place(example: Example) -> tuple[int, int, int]:
+    context, start, length = example.id.split(".")
+    return int(context[1:]), int(start[1:]), int(length[1:])
+
+
+def windows(examples: LatentExamples) -> list[Example]:
+    kinds = (examples.top, examples.train, examples.contrast, examples.test, examples.non_activating)
+    return [example for kind in kinds for example in kind]
+
+
+def truth(cache: LatentCache, latent: int) -> np.ndarray[Any, Any]:
+    dense = np.zeros(cache.n_tokens, np.float32)
+    token, activation = cache.entries(latent)
+    dense[token] = activation
+    return dense
+
+
+@pytest.mark.parametrize("latent", ELIGIBLE)
+def test_a_window_is_a_run_of_one_context_with_the_activations_of_the_cache(
+    cache: LatentCache, sampler: ExampleSampler, latent: int
+) -> None:
+    dense = truth(cache, latent)
+    for example in windows(sampler.examples(latent)):
+        context, start, length = place(example)
+        begin = int(cache.context_offsets[context]) + start
+        assert len(example.tokens) == len(example.activations) == length <= CONFIG.window
+        assert begin + length <= cache.context_offsets[context + 1]
+        # A token whose text another one shows hands its activation over; all others keep theirs.
+        if all(example.tokens):
+            np.testing.assert_array_equal(example.activations, dense[begin : begin + length])
+        assert example.text == tiny_tokenizer().decode(cache.token_ids[begin : begin + length].tolist())
+
+
+@pytest.mark.parametrize("latent", ELIGIBLE)
+def test_explainer_and_judge_see_disjoint_splits_and_a_context_once(
+    cache: LatentCache, sampler: ExampleSampler, latent: int
+) -> None:
+    examples = sampler.examples(latent)
+    contexts = {
+        name: [place(example)[0] for example in getattr(examples, name)]
+        for name in ("top", "train", "contrast", "test", "non_activating")
+    }
+    for name, found in contexts.items():
+        assert len(found) == len(set(found)), name
+        expected = 1 if name in ("test", "non_activating") else 0
+        assert set(cache.context_split[found]) == {expected}, name
+    assert not set(contexts["test"]) & set(contexts["non_activating"])
+
+
+@pytest.mark.parametrize("latent", ELIGIBLE)
+def test_a_negative_has_the_shape_of_its_positive_and_no_activation(
+    cache: LatentCache, sampler: ExampleSampler, latent: int
+) -> None:
+    examples = sampler.examples(latent)
+    assert len(examples.test) == len(examples.non_activating) == CONFIG.n_test
+    lengths = np.diff(cache.context_offsets)
+    same_place = 0
+    for positive, negative in zip(examples.test, examples.non_activating, strict=True):
+        (context, *shape), (other, *other_shape) = place(positive), place(negative)
+        assert shape == other_shape
+        assert max(positive.activations) > 0 == max(negative.activations)
+        same_place += (cache.context_start[context] == 0) == (cache.context_start[other] == 0)
+        assert abs(lengths[context] - lengths[other]) <= 8
+    assert same_place == CONFIG.n_test
+    assert all(max(example.activations) == 0 for example in examples.contrast)
+
+
+def test_the_peak_sits_three_quarters_through_unless_the_context_ends(
+    cache: LatentCache, sampler: ExampleSampler
+) -> None:
+    lengths = np.diff(cache.context_offsets)
+    free = 0
+    for example in sampler.examples(TOKEN).test:
+        context, start, length = place(example)
+        peak = int(np.argmax(example.activations))
+        if 0 < start < lengths[context] - length:
+            assert peak == 23
+            free += 1
+        assert peak > 0
+    assert free > 5
+
+
+def test_train_is_a_uniform_sample_and_top_the_strongest(cache: LatentCache, sampler: ExampleSampler) -> None:
+    examples, dense = sampler.examples(TOKEN), truth(cache, TOKEN)
+    contexts = cache.split_contexts("explain")
+    offsets = cache.context_offsets
+    peaks = sorted((float(dense[offsets[c] : offsets[c + 1]].max()) for c in contexts), reverse=True)
+    top = [example.peak for example in examples.top]
+    assert top == pytest.approx(peaks[: CONFIG.n_train])
+    train = [example.peak for example in examples.train]
+    assert train == sorted(train, reverse=True)
+    assert np.mean(train) < 0.8 * np.mean(top)
+
+
+def test_weighted_tokens_add_up_to_those_of_the_explain_split(cache: LatentCache, sampler: ExampleSampler) -> None:
+    for latent in ELIGIBLE:
+        examples, (token, _) = sampler.examples(latent), cache.entries(latent)
+        explain = cache.context_split[cache.contexts_of(token)] == 0
+        firing = sum(a > 0 for e in examples.train for a in e.activations[1:]) * examples.train_weight
+        assert firing == pytest.approx(int(explain.sum()))
+        silent = sum(a == 0 for e in examples.train for a in e.activations[1:]) * examples.train_weight
+        silent += sum(len(e.tokens) - 1 for e in examples.contrast) * examples.contrast_weight
+        assert firing + silent == pytest.approx(cache.usable_tokens("explain"))
+
+
+def test_density_is_the_share_of_usable_tokens(cache: LatentCache, sampler: ExampleSampler) -> None:
+    usable = cache.n_tokens - cache.n_contexts
+    assert sampler.examples(TOKEN).density == pytest.approx(len(cache.entries(TOKEN)[0]) / usable)
+
+
+def test_too_rare_and_too_dense_latents_are_told_apart_with_a_reason(sampler: ExampleSampler) -> None:
+    assert [sampler.eligible(latent)[0] for latent in (RARE, DEAD, DENSE)] == ["too_rare", "too_rare", "too_dense"]
+    assert "fires in" in sampler.eligible(RARE)[1]
+    assert "without activation" in sampler.eligible(DENSE)[1]
+    assert sampler.eligible(TOKEN) == ("ok", "")
+    with pytest.raises(ValueError, match="too_rare"):
+        sampler.examples(RARE)
+
+
+def test_windows_depend_on_the_seed_and_the_latent_alone(cache: LatentCache, sampler: ExampleSampler) -> None:
+    again = ExampleSampler(cache, CONFIG)
+    for latent in reversed(ELIGIBLE):
+        assert again.examples(latent) == sampler.examples(latent)
+    other = ExampleSampler(cache, ExamplesConfig(seed=1)).examples(TOKEN)
+    assert other.test != sampler.examples(TOKEN).test
+    assert other.top == sampler.examples(TOKEN).top
+
+
+def test_sampled_latents_are_alive_and_a_larger_sample_contains_a_smaller(cache: LatentCache) -> None:
+    assert sample_latents(cache, 100, seed=0) == [TOKEN, NOISE, BIGRAM, RARE, DENSE]
+    assert set(sample_latents(cache, 2, seed=0)) < set(sample_latents(cache, 4, seed=0))
+    drawn = [latent for seed in range(200) for latent in sample_latents(cache, 2, seed=seed)]
+    assert min(drawn.count(latent) for latent in range(5)) > 50
+    assert DEAD not in drawn
+
+
+TEXTS = (
+    "def f(x):\n    return x << 2  # naïve “quotes” — and an emoji 🙂🙃 end",
+    "  leading spaces, 漢字かな交じり文, tab\tand\r\nline ends\u2028x",
+    "\ufffd a replacement character \ufffd\ufffd of its own",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_byte_level_pieces_join_to_the_text(text: str) -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer.encode(text).ids
+    pieces = Pieces(tokenizer)(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == text
+    for start in range(len(ids)):  # also where a character is cut in two
+        cut = ids[start : start + 5]
+        assert "".join(Pieces(tokenizer)(cut)) == tokenizer.decode(cut)
+
+
+def test_a_character_over_several_tokens_is_shown_by_the_first() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer.encode("x🙂y").ids
+    assert len(ids) > 3
+    assert Pieces(tokenizer)(ids) == ["x", "🙂"] + [""] * (len(ids) - 3) + ["y"]
+
+
+def test_an_invisible_token_hands_its_activation_to_the_visible_one(cache: LatentCache) -> None:
+    sampler, ids = ExampleSampler(cache, CONFIG), tiny_tokenizer().encode("x🙂y").ids
+    sampler.cache = SimpleNamespace(token_ids=np.array(ids))  # type: ignore[assignment]
+    sampler._offsets = np.array([0, len(ids)])
+    last_byte, strength, first = np.array([len(ids) - 2]), np.array([2.0], np.float32), np.array([0])
+    fires = Firings(last_byte, strength, first, last_byte, strength)
+    example = sampler._example(fires, Windows(first, first, np.array([len(ids)])), 0)
+    assert example.tokens[:2] == ("x", "🙂")
+    assert example.activations == (0.0, 2.0, *[0.0] * (len(ids) - 2))
+
+
+def llama_like() -> Tokenizer:
+    words = ["<unk>", "▁", "▁the", "▁cat", "s", "<0x0A>", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "a"]
+    tokenizer = Tokenizer(
+        models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>")
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def test_sentencepiece_pieces_keep_the_space_before_a_word() -> None:
+    assert Pieces(llama_like())([2, 3, 4, 5, 2]) == [" the", " cat", "s", "\n", " the"]
+    assert Pieces(llama_like())([3, 6, 7, 8, 9, 4]) == [" cat", "🙂", "", "", "", "s"]
+
+
+def test_special_tokens_are_text_like_any_other() -> None:
+    tokenizer = Tokenizer.from_str(tiny_tokenizer().to_str())
+    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    ids = tokenizer.encode("a<|endoftext|>b").ids
+    assert "".join(Pieces(tokenizer)(ids)) == "a<|endoftext|>b"
+
+
+def test_a_latent_takes_milliseconds(cache: LatentCache, sampler: ExampleSampler) -> None:
+    started = time.process_time()
+    for _ in range(30):
+        sampler._last = None
+        sampler.examples(NOISE)
+    assert time.process_time() - started < 3
+
+
+def test_the_planted_run_is_complete(tmp_path: Path) -> None:
+    cache = planted_cache(write_planted_run(tmp_path / "run", variant="control", seed=3))
+    assert cache.n_latents == 8 and cache.manifest.config["seed"] == 3
