@@ -1,0 +1,237 @@
+"""What the judge is asked, and how strictly its answer is read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from planted import NOISE, TOKEN, planted_cache, write_planted_run
+
+from autointerp.config import ExamplesConfig
+from autointerp.examples import ExampleSampler
+from autointerp.prompting import Prompts
+from autointerp.records import Completion, Example, LatentExamples, Trial
+from autointerp.scorers import SCORERS
+from autointerp.scorers.answers import parse_answers
+from autointerp.scorers.fuzzing import right_places, wrong_places
+
+PROMPTS = Prompts()
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> LatentExamples:
+    run = write_planted_run(tmp_path_factory.mktemp("planted") / "run")
+    return ExampleSampler(planted_cache(run), ExamplesConfig(n_test=23)).examples(TOKEN)
+
+
+def trials_of(scorer: str, examples: LatentExamples, per_prompt: int = 5, seed: int = 0) -> list[Trial]:
+    rng = np.random.default_rng(seed)
+    return SCORERS[scorer](examples_per_prompt=per_prompt, prompts=PROMPTS).trials(examples, "a sentence", rng)
+
+
+def texts_of(trial: Trial) -> list[str]:
+    return list(trial.request.context["texts"])
+
+
+# --- detection
+
+
+def test_detection_asks_about_every_window_once_with_its_truth(examples: LatentExamples) -> None:
+    trials = trials_of("detection", examples)
+    truth = {e.id: 1 for e in examples.test} | {e.id: 0 for e in examples.non_activating}
+    text = {e.id: e.text for e in (*examples.test, *examples.non_activating)}
+    asked = [row for trial in trials for row in zip(trial.example_ids, trial.y_true, texts_of(trial), strict=True)]
+    assert sorted(i for i, _, _ in asked) == sorted(truth)
+    assert all(y == truth[i] and shown == text[i] for i, y, shown in asked)
+    assert [len(trial.y_true) for trial in trials] == [5] * 9 + [1]
+
+
+def test_detection_mixes_the_kinds_and_depends_on_the_generator_alone(examples: LatentExamples) -> None:
+    trials = trials_of("detection", examples)
+    assert trials == trials_of("detection", examples)
+    assert trials != trials_of("detection", examples, seed=1)
+    assert sum(0 < sum(trial.y_true) < 5 for trial in trials) > 4
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_no_template_is_given_a_label_an_activation_or_an_id(scorer: str, examples: LatentExamples) -> None:
+    for trial in trials_of(scorer, examples):
+        marks = {"opening", "closing"} if scorer == "fuzzing" else set()
+        assert set(trial.request.context) == {"explanation", "texts"} | marks
+        messages = "\n".join(message.content for message in trial.request.messages)
+        assert all(example_id not in messages for example_id in trial.example_ids)
+        assert all(json.dumps(text, ensure_ascii=False) in messages for text in texts_of(trial) if text.isprintable())
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_questions_do_not_change_when_the_truth_does(scorer: str, examples: LatentExamples) -> None:
+    """Windows with other activations, but the same texts and highlights, make the same prompts."""
+    scaled = [
+        [Example(e.id, e.tokens, tuple(2 * a for a in e.activations)) for e in kind]
+        for kind in (examples.test, examples.non_activating)
+    ]
+    other = LatentExamples(9, (), (), (), tuple(scaled[0]), tuple(scaled[1]), density=0.9)
+    asked = [trial.request for trial in trials_of(scorer, examples)]
+    assert [trial.request for trial in trials_of(scorer, other)] == asked
+
+
+# --- fuzzing
+
+
+def highlighted_tokens(trial: Trial) -> list[list[str]]:
+    opening, closing = trial.request.context["opening"], trial.request.context["closing"]
+    return [[part.partition(closing)[0] for part in text.split(opening)[1:]] for text in texts_of(trial)]
+
+
+def test_fuzzing_shows_each_window_rightly_and_wrongly_never_in_one_prompt(examples: LatentExamples) -> None:
+    trials = trials_of("fuzzing", examples)
+    seen: dict[str, list[int]] = {}
+    for trial in trials:
+        assert len(set(trial.example_ids)) == len(trial.example_ids)
+        for example_id, y in zip(trial.example_ids, trial.y_true, strict=True):
+            seen.setdefault(example_id, []).append(y)
+    assert set(seen) == {e.id for e in examples.test}
+    assert all(sorted(truths) == [0, 1] for truths in seen.values())
+    assert sum(0 < sum(trial.y_true) < 5 for trial in trials) > 4
+
+
+def test_right_highlights_are_the_firing_tokens_and_wrong_ones_are_silent(examples: LatentExamples) -> None:
+    for trial in trials_of("fuzzing", examples):
+        for tokens, y in zip(highlighted_tokens(trial), trial.y_true, strict=True):
+            assert tokens
+            assert (set(tokens) == {" object"}) == bool(y)
+
+
+def window(activations: list[float], tokens: list[str] | None = None) -> Example:
+    names = tokens or [f" t{i}" for i in range(len(activations))]
+    return Example("w", tuple(names), tuple(activations))
+
+
+def test_a_token_is_highlighted_above_three_tenths_of_the_peak() -> None:
+    assert right_places(window([0, 3, 3.1, 0, 10])) == (2, 4)
+    assert right_places(window([9, 0, 10, 0, 9], ["a", "b", "c", "d", ""])) == (2,)
+
+
+def test_wrong_highlights_borrow_the_shape_of_another_window() -> None:
+    rng = np.random.default_rng(0)
+    example = window([0, 0, 0, 0, 0, 8, 9, 0, 0])
+    assert wrong_places(example, [(5, 6), (2, 3), (1,), (3, 5)], rng) == (2, 3)
+
+
+def test_without_a_shape_to_borrow_the_own_one_is_shifted_then_anything_goes() -> None:
+    example = window([0, 0, 0, 0, 5, 5, 0, 0])
+    drawn = {wrong_places(example, [], np.random.default_rng(seed)) for seed in range(60)}
+    assert drawn == {(1, 2), (2, 3), (6, 7)}
+    scattered = window([0, 0, 5, 5, 0, 1, 0])
+    drawn = {wrong_places(scattered, [], np.random.default_rng(seed)) for seed in range(60)}
+    assert drawn == {(1, 4), (1, 6), (4, 6)}
+
+
+def test_wrong_highlights_avoid_the_first_the_firing_and_the_invisible() -> None:
+    example = window([0, 1, 0, 10, 0, 0], ["a", "b", "", "d", "e", "f"])
+    drawn = {wrong_places(example, [(0,), (1,), (2,)], np.random.default_rng(seed)) for seed in range(40)}
+    assert drawn == {(4,), (5,)}
+
+
+def test_a_window_without_silent_tokens_is_left_out_of_both_sides() -> None:
+    full, fine = window([0, 5, 5]), Example("fine", (" a", " b", " c"), (0.0, 0.0, 5.0))
+    trials = trials_of("fuzzing", LatentExamples(0, (), (), (), (full, fine), (), 0.1), per_prompt=1)
+    assert [trial.example_ids for trial in trials] == [("fine",), ("fine",)]
+    assert sorted(trial.y_true[0] for trial in trials) == [0, 1]
+
+
+def test_marks_are_chosen_so_that_texts_cannot_be_mistaken() -> None:
+    doctest = Example("d", (">>> ", "1", " <<", " 2"), (0.0, 0.0, 0.0, 1.0))
+    plain = Example("p", ("a", " b", " c"), (0.0, 0.0, 1.0))
+    for trial in trials_of("fuzzing", LatentExamples(0, (), (), (), (doctest, plain), (), 0.1)):
+        opening = trial.request.context["opening"]
+        assert opening != "<<"
+        assert all(text.count(opening) == 1 for text in texts_of(trial))
+
+
+def test_highlights_alone_do_not_give_the_answer_away(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Number and lengths of the highlighted runs are alike on both sides for a noise latent."""
+    run = write_planted_run(tmp_path_factory.mktemp("planted") / "run")
+    noise = ExampleSampler(planted_cache(run), ExamplesConfig()).examples(NOISE)
+    counts: dict[int, list[int]] = {0: [], 1: []}
+    for trial in trials_of("fuzzing", noise):
+        for tokens, y in zip(highlighted_tokens(trial), trial.y_true, strict=True):
+            counts[y].append(len(tokens))
+    assert len(counts[0]) == len(counts[1]) == len(noise.test)
+    assert abs(np.mean(counts[0]) - np.mean(counts[1])) < 0.1
+
+
+# --- answers
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[1,0,0,1,1]", [1, 0, 0, 1, 1]),
+        (" [1, 0, 0, 1, 1]\n", [1, 0, 0, 1, 1]),
+        ("[true, false, False, True, 1]", [1, 0, 0, 1, 1]),
+        ("```json\n[1,0,0,1,1]\n```", [1, 0, 0, 1, 1]),
+        ("The texts 1, 4 and 5 fit, so: [1,0,0,1,1].", [1, 0, 0, 1, 1]),
+        ("[\n  1,\n  0,\n  0,\n  1,\n  1\n]", [1, 0, 0, 1, 1]),
+        ("<think>maybe [0,0,0,0,0] or [1</think>[1,0,0,1,1]", [1, 0, 0, 1, 1]),
+        ('["yes","no","no","yes","yes"]', None),
+        ('["1","0","0","1","1"]', None),
+        ("[2,7,0,1,1]", None),
+        ("[1,0,0,1]", None),
+        ("[1,0,0,1,1,0]", None),
+        ("[[1,0,0,1,1]]", None),
+        ("[[1],[0],[0],[1],[1]]", None),
+        ("[1,0,0,1,1] or rather [1,0,0,1,0]", None),
+        ("[1,0,0,1,1] [1,0,0,1,1]", None),
+        ("[1,0,0,1", None),
+        ("1,0,0,1,1]", None),
+        ("1 0 0 1 1", None),
+        ("[1,0,0,1,1,]", None),
+        ("[,1,0,0,1]", None),
+        ("[1 0 0 1 1]", None),
+        ("[0.7,0.1,0,1,1]", None),
+        ("[1.0,0.0,0.0,1.0,1.0]", None),
+        ("[01,0,0,1,1]", None),
+        ("[-1,0,0,1,1]", None),
+        ("[null,0,0,1,1]", None),
+        ("[１,0,0,1,1]", None),
+        ("[]", None),
+        ("", None),
+        ("I cannot judge these texts.", None),
+        ('{"answers": [1,0,0,1,1]}', [1, 0, 0, 1, 1]),
+        ("[" * 10_000, None),
+    ],
+)
+def test_an_answer_is_read_strictly(text: str, expected: list[int] | None) -> None:
+    assert parse_answers(text, 5) == expected
+
+
+def parsed(completion: Completion, n: int = 3) -> list[tuple[float | None, str]]:
+    scorer = SCORERS["detection"](examples_per_prompt=5, prompts=PROMPTS)
+    trial = Trial(PROMPTS.request("score/detection", {"explanation": "", "texts": ["a"] * n}), ("i",) * n, (0,) * n)
+    return list(scorer.parse(trial, completion))
+
+
+@pytest.mark.parametrize(
+    ("completion", "status"),
+    [
+        (Completion("", "m", error="timed out"), "error"),
+        (Completion("[1,0,1]", "m", error="timed out"), "error"),
+        (Completion("no", "m"), "unparseable"),
+        (Completion("[1,0", "m", finish_reason="length"), "truncated"),
+        (Completion("", "m", finish_reason="content_filter"), "refused"),
+        (Completion("I won't.", "m", finish_reason="refusal"), "refused"),
+        (Completion("", "m", scores=(0.5, 0.5)), "unparseable"),
+        (Completion("", "m", scores=(0.5, 0.5, 1.5)), "unparseable"),
+        (Completion("", "m", scores=(0.5, 0.5, float("nan"))), "unparseable"),
+    ],
+)
+def test_a_failure_is_a_row_without_a_score_for_every_text(completion: Completion, status: str) -> None:
+    assert parsed(completion) == [(None, status)] * 3
+
+
+def test_hard_and_graded_answers_become_scores() -> None:
+    assert parsed(Completion("[1,0,1]", "m")) == [(1.0, "ok"), (0.0, "ok"), (1.0, "ok")]
+    assert parsed(Completion("[1,0,1]", "m", finish_reason="length"))[0] == (1.0, "ok")
+    assert parsed(Completion("ignored", "m", scores=(0.2, 1.0, 0.0))) == [(0.2, "ok"), (1.0, "ok"), (0.0, "ok")]
