@@ -72,10 +72,14 @@ def _looked_up(keys: KeyArray, values: FloatArray, wanted: KeyArray, otherwise: 
 def _discounts(counts: npt.NDArray[np.int64]) -> FloatArray:
     """D(c) for c = 0 .. 3+ of modified Kneser-Ney; Chen & Goodman, equation 26."""
     n1, n2, n3, n4 = (float((counts == c).sum()) for c in (1, 2, 3, 4))
-    if min(n1, n2, n3, n4) == 0:  # too little text to estimate three discounts: plain Kneser-Ney's single one
-        return np.array([0.0, *[n1 / (n1 + 2 * n2) if n1 else 0.5] * 3])
-    y = n1 / (n1 + 2 * n2)
-    return np.clip([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3], 0.0, [0.0, 1.0, 2.0, 3.0])
+    y = n1 / (n1 + 2 * n2) if n1 else 0.5
+    if min(n1, n2, n3, n4) > 0:
+        three = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+        if (three[1:] > 0).all():
+            return three
+    # Too little text to estimate three discounts: plain Kneser-Ney's single one, or a history could leave no mass to
+    # what was never seen after it.
+    return np.array([0.0, y, y, y])
 
 
 @dataclass(frozen=True)

@@ -9,112 +9,38 @@ last part of the run (warm-up, stable, decay), so that the total may still be lo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-import tyro
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from benchmarks.subject_card import loss_table, ngram_losses, package_versions, predicted_bytes, write_card
+from benchmarks.subject_training import Recipe, Training, mean_loss
+from sae.cli import parse, run_stage
 from sae.config import CorpusConfig
-from sae.contexts import Batch, ContextStore, prepare_contexts
+from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, open_corpus
-from sae.pydocs import cache_folder
+from sae.errors import InputError
+from sae.subject import weights_digest
 
 logger = logging.getLogger("train_subject")
 
 END_OF_TEXT = "<|endoftext|>"
 WHOLE_SPLIT = 10**12
 """More tokens than any split has."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What makes the subject."""
-
-    work: Path = cache_folder() / "subject"
-    """Folder of the tokenizer, the checkpoint and the log."""
-    export: Path | None = None
-    """Write the trained subject to this folder, with its card, and stop."""
-    snapshot: Path | None = None
-    """Also keep the latest weights here, loadable by `AutoModelForCausalLM.from_pretrained`."""
-    tokens: int = 8_000_000
-    """Tokens to predict in all, going over the split as often as that takes."""
-    seed: int = 0
-    """Seed of the initial weights and of the order of the data."""
-    vocabulary: int = 4096
-    hidden: int = 256
-    layers: int = 4
-    heads: int = 4
-    context_length: int = 128
-    batch_tokens: int = 4096
-    muon_rate: float = 0.02
-    """Learning rate of the hidden matrices."""
-    adam_rate: float = 0.005
-    """Learning rate of embeddings, norms and biases."""
-    warmup: float = 0.01
-    decay: float = 0.3
-    checkpoint_seconds: float = 300.0
-    evaluate_every: int = 28
-    """The loss is logged, at each checkpoint, on every so manieth context of the score split."""
-    stop_after: int | None = None
-    """Stop, as if interrupted, after so many steps."""
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised by a Newton-Schulz iteration (Jordan 2024), in fp32.
-
-    `torch.optim.Muon` iterates in bf16, which a CPU without bf16 units emulates a hundred times slower.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every matrix; those of one shape together."""
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                shapes.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in shapes.items():
-                updates = torch.stack([self._momentum(parameter, group["momentum"]) for parameter in parameters])
-                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, update in zip(parameters, orthogonalised(updates), strict=True):
-                    parameter.add_(update, alpha=-scale)
-
-    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        assert parameter.grad is not None
-        buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-        buffer.lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum)  # Nesterov
-
-
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of each matrix U S V^T of the stack, by the quintic Newton-Schulz iteration."""
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    a, b, c = 3.4445, -4.7750, 2.0315
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+CHECKPOINT = "checkpoint.safetensors"
+SHAPE = ("seed", "vocabulary", "hidden", "layers", "heads", "context_length", "batch_tokens")
+NOT_RECIPE = ("work", "export", "snapshot", "checkpoint_seconds", "evaluate_every", "stop_after")
 
 
 def trained_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -130,148 +56,13 @@ def trained_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokeni
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,
         model_max_length=512,
     )
-
-
-def subject_config(recipe: Recipe) -> GPTNeoXConfig:
-    """The architecture: Pythia's, small."""
-    return GPTNeoXConfig(
-        vocab_size=recipe.vocabulary,
-        hidden_size=recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        intermediate_size=4 * recipe.hidden,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-        use_parallel_residual=True,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        dtype="float32",
-    )
-
-
-def initial_model(config: GPTNeoXConfig, seed: int) -> nn.Module:
-    """The subject at step 0; the same seed gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Sha256 of the fp32 bytes of all parameters, in the order of `named_parameters`."""
-    digest = hashlib.sha256()
-    for _, parameter in model.named_parameters():
-        digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def rate_factor(seen: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate after `seen` tokens: linear warm-up, constant, linear decay to zero."""
-    rising = (seen + recipe.batch_tokens) / max(recipe.warmup * recipe.tokens, 1)
-    falling = (recipe.tokens - seen) / max(recipe.decay * recipe.tokens, 1)
-    return max(0.0, min(1.0, rising, falling))
-
-
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over the usable positions of -log p(token | tokens before it in its context), in nats."""
-    ids = torch.from_numpy(batch.ids)
-    # Padding is on the right, so causal attention hides it from every real position: no mask is needed.
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # type: ignore[operator]
-    inside = torch.arange(1, ids.shape[1]) < torch.from_numpy(batch.lengths)[:, None]
-    logits = model.get_output_embeddings()(hidden[inside])  # type: ignore[operator]
-    return F.cross_entropy(logits, ids[:, 1:][inside], reduction="sum")
-
-
-@torch.no_grad()
-def mean_loss(model: nn.Module, store: ContextStore, every: int = 1) -> float:
-    """Loss in nats per token over the usable positions of every so manieth context of a store."""
-    total = n = 0.0
-    for first in range(0, store.n_contexts, 32 * every):
-        batch = store.batch(np.arange(first, min(first + 32 * every, store.n_contexts), every))
-        total += summed_loss(model, batch).item()
-        n += float((batch.lengths - 1).sum())
-    return total / n
-
-
-class Training:
-    """Weights, optimisers and the position in the data: what a checkpoint holds."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.model = initial_model(subject_config(recipe), recipe.seed)
-        matrices, others = [], []
-        for name, parameter in self.model.named_parameters():
-            (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
-        self.optimisers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=recipe.muon_rate),
-            torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
-        self.rates = (recipe.muon_rate, recipe.adam_rate)
-        self.position = {"epoch": 0, "batch": 0, "seen": 0, "steps": 0}
-        self.seconds = 0.0
-
-    def batches(self, store: ContextStore) -> Iterator[Batch]:
-        """Endless batches from the position on; each epoch has its own order, drawn from (seed, epoch)."""
-        while True:
-            generator = np.random.default_rng([self.recipe.seed, self.position["epoch"]])
-            epoch = store.batches(self.recipe.batch_tokens, generator)
-            for batch in islice(epoch, self.position["batch"], None):
-                self.position["batch"] += 1
-                yield batch
-            self.position["epoch"] += 1
-            self.position["batch"] = 0
-
-    def step(self, batch: Batch) -> float:
-        """One update; returns the loss in nats per token."""
-        n = int((batch.lengths - 1).sum())
-        factor = rate_factor(self.position["seen"], self.recipe)
-        loss = summed_loss(self.model, batch) / n
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * factor
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.position["seen"] += n
-        self.position["steps"] += 1
-        return loss.item()
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint; a process that dies while writing leaves the one before in place."""
-        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
-        for number, optimiser in enumerate(self.optimisers):
-            for index, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{number}.{index}.{name}": value for name, value in state.items()}
-        temporary = path.with_suffix(".partial")
-        about = {"position": json.dumps(self.position), "seconds": str(self.seconds)}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=about)
-        temporary.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimisers]
-        parameters = dict(self.model.named_parameters())
-        with safe_open(path, framework="pt") as file:
-            self.position = json.loads(file.metadata()["position"])
-            self.seconds = float(file.metadata()["seconds"])
-            for key in file.keys():  # noqa: SIM118  (a safetensors file is not a mapping)
-                kind, rest = key.split(".", 1)
-                if kind == "model":
-                    parameters[rest].data.copy_(file.get_tensor(key))
-                else:
-                    number, index, name = rest.split(".")
-                    states[int(number)].setdefault(int(index), {})[name] = file.get_tensor(key)
-        for optimiser, state in zip(self.optimisers, states, strict=True):
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
 def subject_tokenizer(recipe: Recipe, corpus: Corpus) -> Any:
@@ -284,7 +75,7 @@ def subject_tokenizer(recipe: Recipe, corpus: Corpus) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def replace_folder(folder: Path, write: Any) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a new folder, and put it in the place of the old one."""
     temporary = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -294,34 +85,55 @@ def replace_folder(folder: Path, write: Any) -> None:
     temporary.replace(folder)
 
 
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a work folder that another recipe began; the length of the run alone may change on the way."""
+    shape = {name: value for name, value in asdict(recipe).items() if name in SHAPE}
+    path = recipe.work / "recipe.json"
+    if not path.exists():
+        path.write_text(json.dumps(shape), encoding="utf-8")
+    began = json.loads(path.read_text(encoding="utf-8"))
+    changed = [f"{name} {began.get(name)}" for name in SHAPE if began.get(name) != shape[name]]
+    if changed:
+        raise InputError(f"{recipe.work} was begun with {', '.join(changed)}: ask for the same, or another --work")
+
+
+def subject_contexts(recipe: Recipe, corpus: Corpus, tokenizer: Any) -> tuple[ContextStore, ContextStore]:
+    """All contexts of the subject split and of the score split."""
+    length = recipe.context_length
+    return (
+        prepare_contexts(corpus, tokenizer, "subject", WHOLE_SPLIT, length, repeat=True),
+        prepare_contexts(corpus, tokenizer, "score", WHOLE_SPLIT, length, repeat=True),
+    )
+
+
 def train(recipe: Recipe) -> Training:
     """Train to the end, from the checkpoint of the work folder if it has one."""
     recipe.work.mkdir(parents=True, exist_ok=True)
+    check_recipe(recipe)
     corpus = open_corpus(CorpusConfig())
     tokenizer = subject_tokenizer(recipe, corpus)
-    store = prepare_contexts(corpus, tokenizer, "subject", WHOLE_SPLIT, recipe.context_length, repeat=True)
-    held_out = prepare_contexts(corpus, tokenizer, "score", WHOLE_SPLIT, recipe.context_length, repeat=True)
+    store, held_out = subject_contexts(recipe, corpus, tokenizer)
     training = Training(recipe)
-    checkpoint = recipe.work / "checkpoint.safetensors"
+    checkpoint = recipe.work / CHECKPOINT
     if checkpoint.exists():
         training.load(checkpoint)
     logger.info("%d tokens in the subject split; at %s", store.n_tokens, training.position)
     batches = training.batches(store)
-    smooth, since, first = math.nan, time.monotonic(), training.position["seen"]
-    saved = since
-    while training.position["seen"] < recipe.tokens:
+    position, first = training.position, training.position["seen"]
+    smooth, began = math.nan, time.monotonic()
+    saved = began
+    while position["seen"] < recipe.tokens:
         loss = training.step(next(batches))
         smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
-        if training.position["steps"] % 20 == 0:
-            speed = (training.position["seen"] - first) / (time.monotonic() - since)
-            logger.info("%s loss %.3f, %.0f tokens/s", training.position, smooth, speed)
-        stop = training.position["steps"] == recipe.stop_after
-        if stop or time.monotonic() - saved > recipe.checkpoint_seconds or training.position["seen"] >= recipe.tokens:
+        if position["steps"] % 20 == 0:
+            speed = (position["seen"] - first) / (time.monotonic() - began)
+            logger.info("%s loss %.3f, %.0f tokens/s", position, smooth, speed)
+        stop = position["steps"] == recipe.stop_after or position["seen"] >= recipe.tokens
+        if stop or time.monotonic() - saved > recipe.checkpoint_seconds:
             training.seconds += time.monotonic() - saved
             saved = time.monotonic()
             training.save(checkpoint)
-            loss = mean_loss(training.model, held_out, recipe.evaluate_every)
-            logger.info("%s held-out loss %.4f", training.position, loss)
+            logger.info("%s held-out loss %.4f", position, mean_loss(training.model, held_out, recipe.evaluate_every))
             if recipe.snapshot:
                 replace_folder(recipe.snapshot, lambda folder: save_subject(training.model, tokenizer, folder))
         if stop:
@@ -335,6 +147,52 @@ def save_subject(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def export(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Write the shipped folder from the checkpoint; returns the facts of `recipe.json`."""
+    if not (recipe.work / CHECKPOINT).exists():
+        raise InputError(f"{recipe.work} holds no trained subject: run benchmarks/train_subject.py without --export")
+    check_recipe(recipe)
+    training = Training(recipe)
+    initial = weights_digest(training.model)
+    training.load(recipe.work / CHECKPOINT)
+    corpus = open_corpus(CorpusConfig())
+    tokenizer = subject_tokenizer(recipe, corpus)
+    replace_folder(folder, lambda new: save_subject(training.model.to(torch.float16), tokenizer, new))
+    shipped = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    store, held_out = subject_contexts(recipe, corpus, tokenizer)
+    losses = ngram_losses(store, held_out, recipe.vocabulary) | {"this model": mean_loss(shipped, held_out)}
+    facts = {
+        "init_seed": recipe.seed,
+        "initial_weights_sha256": initial,
+        "losses": loss_table(losses, held_out.n_tokens, predicted_bytes(held_out, tokenizer)),
+        "score_tokens": held_out.n_tokens,
+        "tokens_seen": training.position["seen"],
+        "distinct_tokens": store.n_tokens,
+        "optimiser_steps": training.position["steps"],
+        "seconds": round(training.seconds),
+        "threads": torch.get_num_threads(),
+        "parameters": sum(parameter.numel() for parameter in shipped.parameters()),
+        "context_length": recipe.context_length,
+        "corpus": corpus.name,
+        "corpus_fingerprint": corpus.fingerprint,
+        "packages": package_versions(),
+        "recipe": {name: value for name, value in asdict(recipe).items() if name not in NOT_RECIPE},
+        "command": f"python benchmarks/train_subject.py --tokens {recipe.tokens} --seed {recipe.seed}",
+        "export_command": "python benchmarks/train_subject.py --export benchmarks/subject",
+    }
+    write_card(folder, facts)
+    return facts
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, or export what was trained."""
+    recipe = parse(Recipe, argv, "python benchmarks/train_subject.py")
+    if recipe.export is None:
+        train(recipe)
+    else:
+        facts = export(recipe, recipe.export)
+        print(json.dumps(facts["losses"], indent=2))
+
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    train(tyro.cli(Recipe))
+    sys.exit(run_stage(main))

@@ -73,9 +73,10 @@ def word_shingles(text: str, length: int) -> UInt64Array:
 class NearDuplicates:
     """Drops exact duplicates, and moves a document into the group that at least half of its 8-word shingles come from.
 
-    Each shingle belongs to the group of the document that had it first, so one pass over the stream decides, a
-    prefix never changes when more is read, and a chain of resemblances does not glue everything together. Memory is
-    bounded: when the table of shingles is full, half of them, chosen by their hash, are forgotten.
+    Each shingle belongs to the group of the document that had it first, so one pass over the stream decides, and a
+    prefix never changes when more is read. Documents move; groups are never merged, or a few template texts would end
+    up holding the corpus together. Memory is bounded: when the table of shingles is full, half of them, chosen by
+    their hash, are forgotten.
     """
 
     def __init__(self, capacity: int = 4_000_000, recent: int = 100_000) -> None:
