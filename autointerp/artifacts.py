@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from autointerp.records import Explanation, ExplanationStatus, Judgement, Usage
-from sae.artifacts import Manifest, complete_folders, digest, plain
+from sae.artifacts import Manifest, complete_folders, digest
 from sae.errors import InputError
 from sae.latents import LatentCache
 
@@ -106,7 +106,7 @@ class Journal:
             "slot": list(slot),
             "key": key,
             "usage": [usage.prompt_tokens, usage.completion_tokens],
-            "rows": plain(rows),
+            "rows": [_plain_row(row) for row in rows],
         }
         place = self._stream.seek(0, 2)
         self._stream.write(line(entry).encode())
@@ -166,7 +166,11 @@ def usage_of(manifest: Manifest) -> Usage:
 
 def line(row: Any) -> str:
     """A row as one line of JSON."""
-    return json.dumps(plain(row), ensure_ascii=False) + "\n"
+    return json.dumps(_plain_row(row), ensure_ascii=False) + "\n"
+
+
+def _plain_row(row: Any) -> Row:
+    return row if isinstance(row, dict) else vars(row)
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -245,4 +249,4 @@ def _explanation(row: Any, n_latents: int) -> Explanation:
 
 def rows_digest(explanations: Iterable[Explanation]) -> str:
     """sha256 of what explanations say, whatever the spacing of the file."""
-    return digest([plain(explanation) for explanation in explanations])
+    return digest([vars(explanation) for explanation in explanations])

@@ -161,6 +161,34 @@ def test_malformed_answers_are_counted_and_the_others_are_scored(run: Path) -> N
     assert float(row["auroc"]) > 0.9 and row["status"] == "ok"
 
 
+def test_failed_judgements_can_be_asked_again_and_only_those(run: Path) -> None:
+    with ChatServer() as server:
+        good = server.respond
+
+        def respond(body: dict[str, Any]) -> tuple[int, Any]:
+            status, answer = good(body)
+            return (500, {}) if len(server.bodies) % 3 == 2 else (status, answer)
+
+        server.respond = respond  # type: ignore[method-assign]
+        only = ("--scorers", "fuzzing")
+        assert run_stage(score, flags(run, server, *only)) == 0
+        sent = len(server.bodies)
+        failed = {j.request_key for j in read_judgements(scores_of(run, "fuzzing")) if j.status == "error"}
+        assert len(failed) == sent // 3
+        server.respond = good  # type: ignore[method-assign]
+        assert run_stage(score, flags(run, server, *only)) == 0 and len(server.bodies) == sent
+        assert run_stage(score, flags(run, server, *only, "--retry-errors")) == 0
+        assert len(server.bodies) == sent + len(failed)
+        assert run_stage(score, flags(run, server, *only, "--retry-errors")) == 0
+        assert len(server.bodies) == sent + len(failed)
+        folder = scores_of(run, "fuzzing")
+        mended = [(folder / name).read_bytes() for name in ("judgements.jsonl", "scores.csv")]
+        assert read_manifest(folder, "scores", "").counts["prompt_tokens"] == 10 * sent
+        shutil.rmtree(run / "scores")
+        run_stage(score, flags(run, server, *only))
+    assert mended == [(folder / name).read_bytes() for name in ("judgements.jsonl", "scores.csv")]
+
+
 def test_typing_the_same_sentence_in_again_changes_nothing(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with ChatServer() as server:
