@@ -22,7 +22,7 @@ from sae.artifacts import Manifest, complete_folders, digest
 from sae.errors import InputError
 from sae.latents import LatentCache
 
-JOURNAL = "answers.jsonl"
+JOURNAL = ".answers.jsonl"
 EXPLANATIONS = "explanations.jsonl"
 JUDGEMENTS = "judgements.jsonl"
 SCORES = "scores.csv"
@@ -130,11 +130,6 @@ class Journal:
         """What all answers so far have cost, for the manifest; a request that was sent again counts again."""
         tokens = {"prompt_tokens": self.usage.prompt_tokens, "completion_tokens": self.usage.completion_tokens}
         return {"requests": self.n_answers, **tokens}
-
-    def discard(self) -> None:
-        """Remove the file, when the rows are written in their final form."""
-        self._stream.close()
-        self.path.unlink()
 
     def _read_back(self) -> None:
         self._stream.seek(0)

@@ -56,7 +56,7 @@ class Job:
         return {"latents": self.cache.manifest.fingerprint}
 
 
-def explain(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The stage: plan, check that nothing stands in the way, then explain one dictionary after the other."""
     config = parse(ExplainConfig, argv, "python -m autointerp.explain")
     _check(config)
@@ -104,7 +104,6 @@ def explain_dictionary(
         write_rows(writer.partial / EXPLANATIONS, rows)
         written = read_explanations(writer.partial, job.cache.n_latents)
         counts = {**_counts(written), **journal.costs(), "rows_digest": rows_digest(written)}
-        journal.discard()
         return writer.finish(counts)
 
 
@@ -198,4 +197,4 @@ def _check(config: ExplainConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(explain))
+    sys.exit(run_stage(main))

@@ -82,7 +82,7 @@ class Job:
         }
 
 
-def score(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The stage: plan, check that nothing stands in the way, then make one artifact after the other."""
     config = parse(ScoreConfig, argv, "python -m autointerp.score")
     _check(config)
@@ -125,7 +125,6 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
                 table.append({**job.identity, **judging.summary(explanation, rows)})
         write_scores(writer.partial / SCORES, table)
         counts = {**_counts(table, judging.failed), **journal.costs()}
-        journal.discard()
         return writer.finish(counts)
 
 
@@ -292,4 +291,4 @@ def _check(config: ScoreConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(score))
+    sys.exit(run_stage(main))

@@ -18,12 +18,7 @@ from sae.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = logging.getLogger(__name__)
-STAGES = {
-    "train": ("sae.train", "main"),
-    "cache": ("sae.cache", "main"),
-    "explain": ("autointerp.explain", "explain"),
-    "score": ("autointerp.score", "score"),
-}
+STAGES = {"train": "sae.train", "cache": "sae.cache", "explain": "autointerp.explain", "score": "autointerp.score"}
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,7 @@ def _folder_name(suite: Suite, variant: str, seed: int) -> str:
 
 
 def _stage(name: str) -> Callable[[Sequence[str]], None]:
-    module, function = STAGES[name]
-    return cast(Callable[[Sequence[str]], None], getattr(importlib.import_module(module), function))
+    return cast(Callable[[Sequence[str]], None], importlib.import_module(STAGES[name]).main)
 
 
 def _flags(suite: Suite, stage: str, run: Path, variant: str, seed: int) -> list[str]:

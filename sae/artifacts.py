@@ -1,7 +1,8 @@
 """Artifacts on disk: the run's layout on the dictionary side, manifests, atomic folders, locks. Imports no torch.
 
 An artifact is a folder. It is written under a neighbouring name that ends in `.partial` and renamed when its manifest
-is in place, so a folder that exists under its own name is complete. `docs/artifacts.md` shows every file.
+is in place, so a folder that exists under its own name is complete. Files whose names begin with a dot are scratch:
+they are no part of it and go when it is complete. `docs/artifacts.md` shows every file.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from sae.errors import InputError
 
 SCHEMA = 1
+LOG = "train_log.jsonl"
 PACKAGES = ("torch", "transformers", "datasets", "openai", "numpy", "pandas", "scikit-learn", "scipy", "jinja2")
 
 
@@ -156,17 +158,22 @@ class ArtifactWriter:
 
     def finish(self, counts: dict[str, Any], timings: dict[str, float] | None = None) -> Manifest:
         """Write the manifest and put the artifact in its place."""
-        files = sorted(p for p in self.partial.rglob("*") if p.is_file())
+        files = sorted(p for p in self.partial.iterdir() if p.is_file())
         # Wall-clock times must not change a fingerprint: logs carry them, results do not.
-        contents = {p.name: file_digest(p) for p in files if p.name not in ("request.json", "train_log.jsonl")}
+        contents = {p.name: file_digest(p) for p in files if p.name[0] != "." and p.name not in ("manifest.json", LOG)}
         fingerprint = digest([self.kind, SCHEMA, self.config, self.parents, contents])
         spent = {"total_seconds": round(time.time() - self.started, 3), **(timings or {})}
         manifest = Manifest(self.kind, self.config, self.parents, counts, spent, fingerprint, package_versions())
-        (self.partial / "request.json").unlink(missing_ok=True)
         write_json(self.partial / "manifest.json", manifest)
+        old = self.folder.with_name(f"{self.folder.name}.old.partial")
         if self.folder.exists():
-            shutil.rmtree(self.folder)
+            # Removing takes a while; under its own name a half-removed artifact would still look complete.
+            self.folder.rename(old)
         self.partial.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        # Scratch goes last: while it is there, a process that dies here has lost nothing that was paid for.
+        for path in self.folder.glob(".*"):
+            path.unlink()
         return manifest
 
 
@@ -218,7 +225,7 @@ def writing(
     writer.folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f".{folder.name}.lock"), folder):
         request = digest([kind, SCHEMA, writer.config, writer.parents])
-        note = writer.partial / "request.json"
+        note = writer.partial / ".request.json"
         if writer.partial.exists() and not (keep and note.exists() and note.read_text() == json.dumps(request)):
             shutil.rmtree(writer.partial)
         writer.partial.mkdir(exist_ok=True)

@@ -64,4 +64,8 @@ def run_stage(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str]
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        print(f"error: {what}; what is complete is kept, mend it and run the same command again", file=sys.stderr)
+        return 2
     return 0

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-WORDS = (
-    "river stone market letter garden window morning shadow captain teacher signal engine harbour village winter "
-    "silver copper forest bridge mountain doctor painter number answer question reason method value result table"
-).split()
+WORDS = [
+    *("river", "stone", "market", "letter", "garden", "window", "morning", "shadow", "captain", "teacher", "signal"),
+    *("engine", "harbour", "village", "winter", "silver", "copper", "forest", "bridge", "mountain", "doctor"),
+    *("painter", "number", "answer", "question", "reason", "method", "value", "result", "table"),
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,6 @@ def test_first_positions_and_padding_are_left_out(neox_folder: Path) -> None:
     store = ContextStore(tokens, offsets, np.zeros(3, np.int32), np.zeros(3, np.int32), ["a"])
     subject = load_subject(SubjectConfig(str(neox_folder)))
     (batch,) = stream(subject, store, [0, 1], [store.batch(np.array([0, 1, 2]))])
-    expected = np.concatenate([tokens[a + 1 : b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+    expected = np.concatenate([tokens[a + 1 : b] for a, b in pairwise(offsets)])
     assert batch.token_ids.tolist() == expected.tolist()
     assert [x.shape for x in batch.layers] == [(len(expected), 32)] * 2

@@ -111,7 +111,7 @@ def test_a_dictionary_trained_elsewhere_is_cached_under_its_name(
             r"hookpoint 'mlp' is unknown",
         ),
         (
-            "--run {tmp}/n --subject {neox} --corpus {corpus} --dictionary {run}/sae/layers.1.k4.x2 --hookpoint layers.9",
+            "--run {tmp}/n --subject {neox} --corpus {corpus} --hookpoint layers.9 --dictionary {run}/sae/layers.1.k4.x2",
             r"layer 9 is out of range",
         ),
         (

@@ -19,8 +19,8 @@ from planted import DICTIONARY, write_planted_run
 from scipy import stats
 
 from autointerp.config import ExplainConfig, ScoreConfig
-from autointerp.explain import explain
-from autointerp.score import score
+from autointerp.explain import main as explain
+from autointerp.score import main as score
 from benchmarks import suite as suites
 from benchmarks.compare import main
 from benchmarks.suite import ROOT, Suite

@@ -14,7 +14,7 @@ from chat_server import ChatServer
 from planted import BIGRAM, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted_cache, write_planted_run
 
 from autointerp.artifacts import explanations_folder, read_explanations, slug
-from autointerp.explain import explain
+from autointerp.explain import main as explain
 from autointerp.explainers.max_activating import MaxActivatingExplainer
 from autointerp.prompting import Prompts
 from autointerp.records import Completion, Example, LatentExamples

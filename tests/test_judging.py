@@ -133,7 +133,7 @@ def test_a_second_attempt_asks_only_what_has_no_answer(tmp_path: Path) -> None:
     )
     with Journal(tmp_path) as journal:
         ask_missing(map(question, range(6)), journal, client, 2, "test")
-    with (tmp_path / "answers.jsonl").open("ab") as stream:
+    with (tmp_path / ".answers.jsonl").open("ab") as stream:
         stream.write(b'{"slot": [3, 1], "key": "cut o')
     bad.clear()
     with Journal(tmp_path) as journal:

@@ -102,7 +102,7 @@ def test_a_half_written_line_and_a_failed_request_are_asked_again(
     run = Path(shutil.copytree(reference, tmp_path / "run", ignore=shutil.ignore_patterns("scores")))
     with ChatServer(delay=0.02) as server:
         stop_after(10, server, command("score", run, server.url, "--concurrency", "1"), signal.SIGKILL)
-        journal = next(run.rglob("answers.jsonl"))
+        journal = next(run.rglob(".answers.jsonl"))
         lines = journal.read_bytes().splitlines(keepends=True)
         assert len(lines) in (9, 10)
         failed = lines[2].replace(b'"status": "ok"', b'"status": "error"')

@@ -13,9 +13,9 @@ from planted import BIGRAM, DEAD, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted
 from autointerp.artifacts import explanations_folder, read_judgements, scores_folder
 from autointerp.config import ExamplesConfig
 from autointerp.examples import ExampleSampler
-from autointerp.explain import explain
+from autointerp.explain import main as explain
 from autointerp.metrics import latent_metrics
-from autointerp.score import score
+from autointerp.score import main as score
 
 SCORERS = ("detection", "fuzzing")
 

@@ -18,10 +18,10 @@ from autointerp import score as stage
 from autointerp.artifacts import COLUMNS, explanations_folder, read_judgements, scores_folder
 from autointerp.clients.scripted import ScriptedClient
 from autointerp.config import ClientConfig
-from autointerp.explain import explain
+from autointerp.explain import main as explain
 from autointerp.metrics import latent_metrics
 from autointerp.records import LLMClient
-from autointerp.score import score
+from autointerp.score import main as score
 from sae.artifacts import latents_folder, read_manifest, write_json
 from sae.cli import run_stage
 
