@@ -107,15 +107,15 @@ def test_a_dictionary_trained_elsewhere_is_cached_under_its_name(
         ("--run {run} --corpus {corpus} --dictionary {tmp}/none", r"no such folder"),
         ("--run {run} --corpus {corpus} --dictionary {tmp}", r"config\.json is missing"),
         (
-            "--run {run} --corpus {corpus} --dictionary {run}/sae/layers.1.k4.x2 --hookpoint mlp",
+            "--run {run} --corpus {corpus} --dictionary {sae} --hookpoint mlp",
             r"hookpoint 'mlp' is unknown",
         ),
         (
-            "--run {tmp}/n --subject {neox} --corpus {corpus} --hookpoint layers.9 --dictionary {run}/sae/layers.1.k4.x2",
+            "--run {tmp}/n --subject {neox} --corpus {corpus} --hookpoint layers.9 --dictionary {sae}",
             r"layer 9 is out of range",
         ),
         (
-            "--run {tmp}/wide --subject {wide} --corpus {corpus} --tokens 200 --dictionary {run}/sae/layers.1.k4.x2",
+            "--run {tmp}/wide --subject {wide} --corpus {corpus} --tokens 200 --dictionary {sae}",
             r"reads vectors of width 32, .* has 48",
         ),
     ],
@@ -123,7 +123,12 @@ def test_a_dictionary_trained_elsewhere_is_cached_under_its_name(
 def test_what_cannot_be_cached_is_one_line(
     flags: str, message: str, run: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    names = {"run": run, "tmp": tmp_path, "corpus": request.getfixturevalue("corpus_file")}
+    names = {
+        "run": run,
+        "sae": run / "sae" / "layers.1.k4.x2",
+        "tmp": tmp_path,
+        "corpus": request.getfixturevalue("corpus_file"),
+    }
     names |= {"neox": request.getfixturevalue("neox_folder"), "llama": request.getfixturevalue("llama_folder")}
     if "{wide}" in flags:
         names["wide"] = _wide_subject(tmp_path / "subject", names["neox"])
