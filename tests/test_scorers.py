@@ -185,6 +185,7 @@ def test_highlights_alone_do_not_give_the_answer_away(tmp_path_factory: pytest.T
         ("[1,0,0,1,1] or rather [1,0,0,1,0]", None),
         ("[1,0,0,1,1] [1,0,0,1,1]", None),
         ("[1,0,0,1", None),
+        ("[1,0,0,1,1], no: [1,0", None),
         ("1,0,0,1,1]", None),
         ("1 0 0 1 1", None),
         ("[1,0,0,1,1,]", None),
