@@ -95,8 +95,8 @@ def test_a_token_that_fires_no_more_often_than_any_other_is_not_named() -> None:
 @pytest.mark.parametrize(("weight", "expected"), [(0.1, "almost always"), (1.0, "often"), (3.0, "sometimes")])
 def test_a_frequency_counts_what_the_windows_stand_for(weight: float, expected: str) -> None:
     # 40 occurrences fire; 40 silent ones stand for `weight` tokens each.
-    train = windows(["we hello now"] * 40, {" hello": 1.0})
-    contrast = windows(["we hello then"] * 40, {})
+    text = "we hello " + " ".join(f"filler{i}" for i in range(30))
+    train, contrast = windows([text] * 40, {" hello": 1.0}), windows([text] * 40, {})
     assert sentence_for(examples_of(train, contrast, weight)) == f'Fires {expected} on the word "hello".'
 
 
