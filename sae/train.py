@@ -64,8 +64,8 @@ def dictionary_slug(layer: int, sae: SAEConfig, seed: int) -> str:
 
 
 def learning_rate(config: TrainConfig, n_latents: int) -> float:
-    """The peak learning rate: as asked, or 1.2e-3 / sqrt(n_latents / 4096), tuned for runs of some hundred steps."""
-    return config.learning_rate or 1.2e-3 / math.sqrt(n_latents / 4096)
+    """The peak learning rate: as asked, or 3e-3 / sqrt(n_latents / 4096), tuned for runs of some hundred steps."""
+    return config.learning_rate or 3e-3 / math.sqrt(n_latents / 4096)
 
 
 def schedule(step: int, n_steps: int, warmup: float, decay: float) -> float:
