@@ -7,7 +7,8 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from functools import lru_cache
+from itertools import combinations, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,15 @@ def split_of(group: str, splits: Mapping[str, float]) -> str:
     return list(splits)[-1]  # the fractions' rounding error
 
 
+@lru_cache(maxsize=2**17)
+def word_hash(word: str) -> int:
+    """Hash of a word; remembered, because most words come again and again."""
+    return zlib.crc32(word.encode())
+
+
 def word_shingles(text: str, length: int) -> UInt64Array:
     """Distinct hashes of the runs of `length` words; of the whole text if it has fewer words than that."""
-    words = np.array([zlib.crc32(word.encode()) for word in WORDS.findall(text.lower())], dtype=np.uint64)
+    words = np.array(list(map(word_hash, WORDS.findall(text.lower()))), dtype=np.uint64)
     length = min(length, len(words))
     if length == 0:
         return np.empty(0, dtype=np.uint64)
@@ -116,7 +123,7 @@ class NearDuplicates:
 
     def _owners(self, shingles: UInt64Array) -> npt.NDArray[np.int32]:
         """Group number that each shingle belongs to, -1 for one not seen before."""
-        owners = np.fromiter((self.recent.get(key, -1) for key in shingles.tolist()), np.int32, len(shingles))
+        owners = np.fromiter(map(self.recent.get, shingles.tolist(), repeat(-1)), np.int32, len(shingles))
         if len(self.shingles):
             places = np.minimum(np.searchsorted(self.shingles, shingles), len(self.shingles) - 1)
             return np.where(self.shingles[places] == shingles, self.owners[places], owners)
