@@ -41,9 +41,9 @@ tokenizer = AutoTokenizer.from_pretrained("benchmarks/subject")
 
 ## Loss
 
-On all $score_tokens tokens of the split `score`, in contexts of at most $context_length tokens of one document; the first token
-of a context is not predicted. Splits are by module folder, near-duplicates in other folders moved with the text they
-repeat, so training saw neither. The n-gram models are
+On all $score_tokens tokens of the split `score`, in contexts of at most $context_length tokens of one
+document; the first token of a context is not predicted. Splits are by module folder, and a near-duplicate goes with
+the text that it repeats (`sae/corpus.py` measures what the splits still share). The n-gram models are
 interpolated modified Kneser-Ney (`benchmarks/ngram.py`), fitted on the same training text. The weights are those of
 this folder, in half precision. Other versions of the packages give another corpus, and so other numbers.
 
