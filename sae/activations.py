@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.contexts import Batch, ContextStore
 from sae.subject import Subject, residuals
 
-SUBJECT_BATCH_TOKENS = 4096
+SUBJECT_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)

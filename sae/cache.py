@@ -35,6 +35,7 @@ from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, open_corpus
 from sae.errors import InputError
 from sae.latents import SPLITS, EntryWriter, save_tensors
+from sae.memory import keep_freed_memory
 from sae.model import SparseAutoencoder
 from sae.subject import Subject, load_subject, subject_identity
 
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Cache every dictionary that has no cache yet."""
     args = parse(Arguments, argv, "python -m sae.cache")
     subject_config, corpus_config = _resolve(args)
+    keep_freed_memory()
     corpus = open_corpus(corpus_config)
     identity = subject_identity(subject_config)
     claim_run(args.cache.run, {**identity, **plain(corpus_config), "corpus_fingerprint": corpus.fingerprint})

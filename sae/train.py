@@ -36,6 +36,7 @@ from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, open_corpus, overlap
 from sae.errors import InputError
 from sae.evaluate import evaluate
+from sae.memory import keep_freed_memory
 from sae.metrics import BaselineFitter
 from sae.model import SparseAutoencoder
 from sae.subject import Subject, load_subject, subject_identity
@@ -130,6 +131,7 @@ def train(
 def main(argv: Sequence[str] | None = None) -> None:
     """Train every dictionary that the flags ask for and that is not there yet."""
     args = parse(Arguments, argv, "python -m sae.train")
+    keep_freed_memory()
     corpus = open_corpus(args.corpus)
     identity = subject_identity(args.subject)
     parents = {"subject": digest(identity), "corpus": corpus.fingerprint}
