@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Read when transformers is imported: without it a name on the hub is looked for until the network times out.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 WORDS = [
     *("river", "stone", "market", "letter", "garden", "window", "morning", "shadow", "captain", "teacher", "signal"),
@@ -23,7 +27,6 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOINTERP_CACHE", str(folder))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
 
 
