@@ -176,6 +176,9 @@ def _train_layers(args: Arguments, subject: Subject, corpus: Corpus, writers: di
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context((w.partial / "train_log.jsonl").open("w")) for w in writers.values()]
         train(trainers, _chain(first, batches), config, logs)
+    for layer, trainer in zip(layers, trainers, strict=True):
+        if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
+            raise InputError(f"training at layer {layer} diverged; pass a lower --learning-rate or --dtype float32")
     seconds = time.time() - started
     results = evaluate(subject, held_out, layers, [t.model for t in trainers], fitters)
     shared = overlap(corpus)

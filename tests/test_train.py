@@ -105,6 +105,7 @@ def test_a_layer_trained_alone_equals_the_same_layer_trained_beside_others(
         (["--layers", "0", "--tokens", "99999999"], r"the sae split of .* has .* tokens, 99,999,999 were asked"),
         (["--layers", "0", "--context-length", "300"], r"--context-length 300 is too long.*at most 256"),
         (["--layers", "0", "--context-length", "2"], r"context length"),
+        (["--layers", "0", "--learning-rate", "1e38"], r"training at layer 0 diverged.*lower --learning-rate"),
         (["--layers", "0", "--device", "cuda:7"], r"--device cuda:7 cannot be used"),
         (["--layers", "0", "--device", "toaster"], r"--device toaster cannot be used"),
     ],
