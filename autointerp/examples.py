@@ -1,7 +1,8 @@
 """Windows of text for the explainer and the judge, from a latent cache. Pure: same cache, same config, same windows.
 
 A window is a run of at most `window` tokens inside one context, and a context gives a latent at most one window of a
-kind. An activating window is placed so that its peak, the context's largest activation, sits three quarters through.
+kind. An activating window is placed so that its peak, the context's largest activation, sits at a random place of its
+second half: at a fixed place, a judge could tell right highlights from wrong ones by their position.
 The first position of a context never carries an activation.
 """
 
@@ -18,16 +19,16 @@ from tokenizers import Tokenizer
 
 from autointerp.config import ExamplesConfig
 from autointerp.records import Example, LatentExamples
+from sae.errors import InputError
 from sae.latents import LatentCache
 
 Eligibility = Literal["ok", "too_rare", "too_dense"]
 Ints = npt.NDArray[np.int64]
 
-PEAK_PLACE = 0.75
 POOL = 20_000
 """Score contexts among which the matching non-activating ones are looked for; keeps the time flat in large caches."""
 UNDECODED = "\ufffd"
-TRAIN, CONTRAST, TEST, MATCH = range(4)
+TRAIN, CONTRAST, TEST, MATCH, PLACE = range(5)
 
 
 def sample_latents(cache: LatentCache, n: int, seed: int) -> list[int]:
@@ -108,13 +109,21 @@ class Firings:
         return np.asarray(np.searchsorted(self.token, start) == np.searchsorted(self.token, stop))
 
 
+def _tokenizer(cache: LatentCache) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(cache.tokenizer_file))
+    except Exception as error:  # the library raises no narrower class
+        mend = f"remove {cache.folder} and make it again with python -m sae.cache"
+        raise InputError(f"{cache.tokenizer_file} is damaged ({error}); {mend}") from None
+
+
 class ExampleSampler:
     """Draws the windows of one latent after the other."""
 
     def __init__(self, cache: LatentCache, config: ExamplesConfig) -> None:
         self.cache = cache
         self.config = config
-        self._pieces = Pieces(Tokenizer.from_file(str(cache.tokenizer_file)))
+        self._pieces = Pieces(_tokenizer(cache))
         self._offsets: Ints = np.asarray(cache.context_offsets, np.int64)
         self._lengths: Ints = np.diff(self._offsets)
         self._split = np.asarray(cache.context_split)
@@ -155,7 +164,7 @@ class ExampleSampler:
         if min(n_explain, n_score) < config.min_examples:
             found = f"it fires in {n_explain} contexts of the explain split and {n_score} of the score split"
             return "too_rare", f"{found}; {config.min_examples} of each are needed", None
-        windows = self._around_peaks(fires)
+        windows = self._around_peaks(latent, fires)
         explain, score = np.flatnonzero(in_explain), np.flatnonzero(~in_explain)
         train = self._rng(latent, TRAIN).permutation(explain)[: config.n_train]
         top = explain[np.argsort(-fires.peak[explain], kind="stable")][: config.n_train]
@@ -200,10 +209,11 @@ class ExampleSampler:
         peak = order[first]
         return Firings(token, activation, context[peak], token[peak], activation[peak])
 
-    def _around_peaks(self, fires: Firings) -> Windows:
+    def _around_peaks(self, latent: int, fires: Firings) -> Windows:
         context = fires.peak_context
         length = np.minimum(self._lengths[context], self.config.window)
-        before = round(PEAK_PLACE * (self.config.window - 1))
+        window = self.config.window
+        before = self._rng(latent, PLACE).integers(window // 2, window, len(context))
         place = fires.peak_token - self._offsets[context]
         start = np.clip(place - before, 0, self._lengths[context] - length)
         return Windows(context, start, length)

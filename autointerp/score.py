@@ -167,14 +167,16 @@ class _Judging:
         failures = Counter(row["status"] for row in rows if row["status"] != "ok")
         self.failed += failures
         status, reason = self._ineligible.get(explanation.latent, (explanation.status, explanation.reason))
-        if status == "ok" and not judged:
+        if status == "ok" and not rows:
+            status, reason = "too_dense", f"no window has room for a {self.scorer.name} question"
+        elif status == "ok" and not judged:
             status, reason = failures.most_common(1)[0][0], "no judgement succeeded"
         return {
             "latent": explanation.latent,
             "n": len(rows),
             "n_positive": sum(row["y_true"] for row in rows),
             "n_failed": len(rows) - len(judged),
-            "density": explanation.density,
+            "density": self.sampler.density(explanation.latent),
             **latent_metrics([row["y_true"] for row in judged], [row["y_score"] for row in judged]),
             "status": status,
             "reason": reason,

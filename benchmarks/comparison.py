@@ -171,7 +171,7 @@ def _read_run(run: Path) -> list[Scores]:
 
 
 def _read_one(run: Path, held: dict[str, Any], folder: Path, dictionaries: dict[str, Dictionary]) -> Scores:
-    make = f"make them with python -m autointerp.score --run {run} --overwrite"
+    make = f"remove {folder} and make them again with python -m autointerp.score --run {run}"
     config = read_manifest(folder, "scores", make).config
     try:
         table = pd.read_csv(folder / SCORES)
@@ -207,7 +207,11 @@ def _read_dictionary(run: Path, name: str) -> Dictionary:
     cache = LatentCache.open(latents_folder(run, name))
     path = dictionary_folder(run, name) / "metrics.json"
     # A dictionary that was trained elsewhere has no metrics in the run.
-    raw = read_json(path, f"make it again with python -m sae.train --run {run} --overwrite") if path.exists() else {}
+    raw = (
+        read_json(path, f"remove {path.parent} and make it again with python -m sae.train --run {run}")
+        if path.exists()
+        else {}
+    )
     metrics = {key: float(value) for key, value in raw.items() if isinstance(value, (int, float))}
     shares = token_concentration(cache)
     alive = shares[~np.isnan(shares)]

@@ -25,6 +25,7 @@ from sae.errors import InputError
 
 SCHEMA = 1
 LOG = "train_log.jsonl"
+RUN_KEYS = {"subject", "variant", "corpus"}
 PACKAGES = ("torch", "transformers", "datasets", "openai", "numpy", "pandas", "scikit-learn", "scipy", "jinja2")
 
 
@@ -166,6 +167,8 @@ class ArtifactWriter:
         manifest = Manifest(self.kind, self.config, self.parents, counts, spent, fingerprint, package_versions())
         write_json(self.partial / "manifest.json", manifest)
         old = self.folder.with_name(f"{self.folder.name}.old.partial")
+        # What a process killed after its rename has left.
+        shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
             # Removing takes a while; under its own name a half-removed artifact would still look complete.
             self.folder.rename(old)
@@ -247,14 +250,16 @@ def _locked(lock: Path, folder: Path) -> Iterator[None]:
 def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
     """Note in `run.json` which subject, variant and corpus a run holds, or check that it holds these.
 
+    A run without any complete artifact may be claimed anew: its first command may have had a mistake in it.
+
     Raises:
         InputError: the run holds another subject, variant or corpus.
     """
     path, wanted = run / "run.json", plain(identity)
     if run.exists() and not run.is_dir():
         raise InputError(f"--run {run} is a file; name a folder")
-    if path.exists():
-        found = read_json(path, "use another --run")
+    if path.exists() and any(run.glob("*/*/manifest.json")):
+        found = read_run(run)
         for key in wanted:
             if found.get(key) != wanted[key]:
                 raise InputError(f"{run} holds {key} {found.get(key)!r}, asked was {wanted[key]!r}; use another --run")
@@ -274,5 +279,7 @@ def read_run(run: Path) -> dict[str, Any]:
     """
     if not (run / "run.json").exists():
         raise InputError(f"{run} is not a run (no run.json); make one with python -m sae.train --run {run} ...")
-    found: dict[str, Any] = read_json(run / "run.json", "use another --run")
+    found = read_json(run / "run.json", "use another --run")
+    if not isinstance(found, dict) or not found.keys() >= RUN_KEYS:
+        raise InputError(f"{run / 'run.json'} does not say what the run holds; use another --run")
     return found

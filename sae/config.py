@@ -100,7 +100,9 @@ class TrainConfig:
     """Replace dictionaries of the same name that were made with other settings."""
 
     def __post_init__(self) -> None:
-        _at_least(1, tokens=self.tokens, batch_tokens=self.batch_tokens)
+        _at_least(1, tokens=self.tokens)
+        # The loss is relative to the variance within a batch.
+        _at_least(2, batch_tokens=self.batch_tokens)
         _at_least(1, buffer_tokens=self.buffer_tokens, eval_tokens=self.eval_tokens)
         _at_least(0, seed=self.seed)
         if not self.layers:

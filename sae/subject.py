@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from sae.artifacts import digest
+from sae.artifacts import digest, read_json
 from sae.config import SubjectConfig
 from sae.errors import InputError
 from sae.randomise import control_embeddings, describe_report, embedding_scale, rerandomise
@@ -236,8 +235,10 @@ def _step0(config: SubjectConfig, source: str, architecture: Any, dtype: torch.d
             log.info("%s has no revision step0: the architecture's own initialisation is used", config.subject)
     seed, expected = config.variant_seed, None
     if recipe.exists():
-        facts = json.loads(recipe.read_text(encoding="utf-8"))
-        seed, expected = int(facts["init_seed"]), facts["initial_weights_sha256"]
+        facts = read_json(recipe, f"mend or remove {recipe}")
+        if not isinstance(facts, dict) or not isinstance(facts.get("init_seed"), int):
+            raise InputError(f"{recipe} has no whole number init_seed; mend or remove it")
+        seed, expected = facts["init_seed"], facts.get("initial_weights_sha256")
     model = initial_model(architecture, seed)
     origin = f"architecture initialisation, seed {seed}"
     if expected is not None:

@@ -150,15 +150,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             writers = [stack.enter_context(writing(folders[n], "sae", configs[n], parents)) for n in todo]
             _train_layers(args, subject, corpus, dict(zip(todo, writers, strict=True)))
     for layer, folder in folders.items():
-        metrics = read_json(folder / "metrics.json", "pass --overwrite")
+        metrics = read_json(folder / "metrics.json", f"remove {folder} and run the same command again")
         note = "" if layer in todo else " (complete already)"
         print(f"{folder}: {_summary(metrics)}{note}")
 
 
 def _summary(metrics: dict[str, Any]) -> str:
-    fvu, token, pca = metrics["fvu"], metrics["fvu_token_mean"], metrics["fvu_pca"]
-    dead = metrics["dead_share"]
-    return f"fvu {fvu:.3f} (token mean {token:.3f}, PCA of {metrics['k']} {pca:.3f}), dead {dead:.1%}"
+    names = ("fvu", "fvu_token_mean", "fvu_pca")
+    fvu, token, pca = ("undefined" if metrics[name] is None else f"{metrics[name]:.3f}" for name in names)
+    return f"fvu {fvu} (token mean {token}, PCA of {metrics['k']} {pca}), dead {metrics['dead_share']:.1%}"
 
 
 def _train_layers(args: Arguments, subject: Subject, corpus: Corpus, writers: dict[int, ArtifactWriter]) -> None:

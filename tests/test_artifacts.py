@@ -92,16 +92,23 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_holds_one_subject_variant_and_corpus(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    claim_run(run, {"subject": "a", "variant": "trained"})
-    claim_run(run, {"subject": "a", "variant": "trained"})
+    held = {"subject": "a", "variant": "trained", "corpus": "c"}
+    claim_run(run, {**held, "subject": "a typo"})
+    claim_run(run, held)
     assert read_run(run)["subject"] == "a"
+    _make(run / "sae" / "layers.0")
+    claim_run(run, held)
     with pytest.raises(InputError, match="holds variant 'trained', asked was 'control'"):
-        claim_run(run, {"subject": "a", "variant": "control"})
+        claim_run(run, {**held, "variant": "control"})
 
 
 def test_a_folder_that_is_no_run_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a run.*sae\.train"):
         read_run(tmp_path)
+    for damage in ("[]", "{}", "x"):
+        (tmp_path / "run.json").write_text(damage)
+        with pytest.raises(InputError, match=r"run\.json"):
+            read_run(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         claim_run(tmp_path / "file", {})

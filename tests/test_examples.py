@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from planted import BIGRAM, DEAD, DENSE, NOISE, RARE, TOKEN, planted_cache, tiny_tokenizer, write_planted_run
+from sklearn.metrics import roc_auc_score
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from autointerp.config import ExamplesConfig
 from autointerp.examples import ExampleSampler, Firings, Pieces, Windows, sample_latents
 from autointerp.records import Example, LatentExamples
+from autointerp.scorers.fuzzing import _pairs
 from sae.latents import LatentCache
 
 CONFIG = ExamplesConfig()
@@ -98,19 +100,30 @@ def test_a_negative_has_the_shape_of_its_positive_and_no_activation(
     assert all(max(example.activations) == 0 for example in examples.contrast)
 
 
-def test_the_peak_sits_three_quarters_through_unless_the_context_ends(
+def test_the_peak_sits_anywhere_in_the_second_half_unless_the_context_ends(
     cache: LatentCache, sampler: ExampleSampler
 ) -> None:
     lengths = np.diff(cache.context_offsets)
-    free = 0
+    free = []
     for example in sampler.examples(TOKEN).test:
         context, start, length = place(example)
         peak = int(np.argmax(example.activations))
         if 0 < start < lengths[context] - length:
-            assert peak == 23
-            free += 1
+            assert 16 <= peak < 32
+            free.append(peak)
         assert peak > 0
-    assert free > 5
+    assert len(free) > 5 and len(set(free)) > 3
+
+
+def test_the_position_of_a_highlight_does_not_tell_right_from_wrong(sampler: ExampleSampler) -> None:
+    pairs = _pairs(sampler.examples(TOKEN).test, np.random.default_rng(0))
+    truth_and_place = [(one.truth, float(np.mean(one.places))) for pair in pairs for one in pair]
+    y_true, places = zip(*truth_and_place, strict=True)
+    assert len(pairs) >= 20
+    assert 0.35 < roc_auc_score(y_true, places) < 0.65
+    # A fixed place, as if every peak sat there.
+    most_common = max(set(places), key=places.count)
+    assert 0.4 < roc_auc_score(y_true, [place == most_common for place in places]) < 0.6
 
 
 def test_train_is_a_uniform_sample_and_top_the_strongest(cache: LatentCache, sampler: ExampleSampler) -> None:
@@ -156,7 +169,8 @@ def test_windows_depend_on_the_seed_and_the_latent_alone(cache: LatentCache, sam
         assert again.examples(latent) == sampler.examples(latent)
     other = ExampleSampler(cache, ExamplesConfig(seed=1)).examples(TOKEN)
     assert other.test != sampler.examples(TOKEN).test
-    assert other.top == sampler.examples(TOKEN).top
+    contexts = [[e.id.split(".")[0] for e in examples.top] for examples in (other, sampler.examples(TOKEN))]
+    assert contexts[0] == contexts[1]
 
 
 def test_sampled_latents_are_alive_and_a_larger_sample_contains_a_smaller(cache: LatentCache) -> None:
