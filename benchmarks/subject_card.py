@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy.typing as npt
 from benchmarks.ngram import KneserNey, positions
 from sae.contexts import ContextStore
 
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 NGRAMS = ("unigram", "bigram", "trigram")
 
 CARD = Template("""\
@@ -86,11 +84,6 @@ def loss_table(losses: dict[str, float], n_tokens: int, n_bytes: int) -> dict[st
         name: {"nats_per_token": round(loss, 4), "bits_per_byte": round(loss * per_byte, 4)}
         for name, loss in losses.items()
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape the weights."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:

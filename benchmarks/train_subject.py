@@ -24,14 +24,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from benchmarks.subject_card import loss_table, ngram_losses, package_versions, predicted_bytes, write_card
+from benchmarks.subject_card import loss_table, ngram_losses, predicted_bytes, write_card
 from benchmarks.subject_training import Recipe, Training, mean_loss
+from sae.artifacts import package_versions
 from sae.cli import parse, run_stage
 from sae.config import CorpusConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, open_corpus
 from sae.errors import InputError
-from sae.subject import weights_digest
+from sae.sources import weights_digest
 
 logger = logging.getLogger("train_subject")
 

@@ -26,7 +26,20 @@ from sae.errors import InputError
 SCHEMA = 1
 LOG = "train_log.jsonl"
 RUN_KEYS = {"subject", "variant", "corpus"}
-PACKAGES = ("torch", "transformers", "datasets", "openai", "numpy", "pandas", "scikit-learn", "scipy", "jinja2")
+PLACES = {"subject": "subject_fingerprint", "corpus": "corpus_fingerprint"}
+"""What may lie elsewhere than when the run was made, as long as its fingerprint is the same."""
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "openai",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "scipy",
+    "jinja2",
+)
 
 
 def dictionary_folder(run: Path, dictionary: str) -> Path:
@@ -226,7 +239,8 @@ def writing(
     """
     writer = ArtifactWriter(folder, kind, plain(config), dict(parents), time.time())
     writer.folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock"), folder):
+    busy = f"another process is writing {folder}; wait for it or stop it"
+    with locked(folder.with_name(f".{folder.name}.lock"), busy):
         request = digest([kind, SCHEMA, writer.config, writer.parents])
         note = writer.partial / ".request.json"
         if writer.partial.exists() and not (keep and note.exists() and note.read_text() == json.dumps(request)):
@@ -237,13 +251,21 @@ def writing(
 
 
 @contextlib.contextmanager
-def _locked(lock: Path, folder: Path) -> Iterator[None]:
-    # The file stays: if it were removed, a third process could lock a new file of the same name beside the second.
+def locked(lock: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock that the system takes back when the process dies.
+
+    Args:
+        lock: the file. It stays: if it were removed, a third process could lock a new file of the same name.
+        busy: what to say where another process holds it; by default its end is waited for.
+
+    Raises:
+        InputError: another process holds it, and `busy` is given.
+    """
     with lock.open("w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
-            raise InputError(f"another process is writing {folder}; wait for it or stop it") from None
+            raise InputError(str(busy)) from None
         yield
 
 
@@ -261,7 +283,9 @@ def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
     if path.exists() and any(run.glob("*/*/manifest.json")):
         found = read_run(run)
         for key in wanted:
-            if found.get(key) != wanted[key]:
+            mark = PLACES.get(key, "")
+            moved = wanted.get(mark) is not None and found.get(mark) == wanted[mark]
+            if found.get(key) != wanted[key] and not moved:
                 raise InputError(f"{run} holds {key} {found.get(key)!r}, asked was {wanted[key]!r}; use another --run")
         return
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sae.artifacts import (
     claim_run,
     complete_folders,
     completed,
+    dictionary_folder,
     digest,
     file_digest,
     latents_folder,
@@ -32,12 +34,13 @@ from sae.checkpoint import load_dictionary
 from sae.cli import parse, run_stage
 from sae.config import CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
-from sae.corpus import Corpus, open_corpus
+from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.errors import InputError
 from sae.latents import SPLITS, EntryWriter, save_tensors
 from sae.memory import keep_freed_memory
 from sae.model import SparseAutoencoder
-from sae.subject import Subject, load_subject, subject_identity
+from sae.sources import subject_digest, subject_identity
+from sae.subject import Subject, load_subject
 
 log = logging.getLogger(__name__)
 N_NEIGHBOURS = 10
@@ -72,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     corpus = open_corpus(corpus_config)
     identity = subject_identity(subject_config)
-    claim_run(args.cache.run, {**identity, **plain(corpus_config), "corpus_fingerprint": corpus.fingerprint})
+    claim_run(args.cache.run, {**identity, **corpus_place(corpus_config, corpus)})
     dictionaries = _dictionaries(args.cache)
-    parents = {"subject": digest(identity), "corpus": corpus.fingerprint}
+    parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
     own = {d.name: {**parents, "dictionary": d.fingerprint} for d in dictionaries}
     configs = {d.name: _artifact_config(args.cache, corpus_config, d) for d in dictionaries}
     folders = {d.name: latents_folder(args.cache.run, d.name) for d in dictionaries}
@@ -110,18 +113,23 @@ def _resolve(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
         read_run(run)
     held = read_run(run) if known else plain(CorpusConfig())
     if not subject.subject:
-        names = ("subject", "revision", "variant", "variant_seed", "dtype")
-        kept = {name: held[name] for name in names} | {"device": subject.device}
+        for field_ in fields(SubjectConfig):
+            if field_.name not in ("subject", "device") and getattr(subject, field_.name) != field_.default:
+                found = f"--{field_.name.replace('_', '-')} goes with --subject"
+                raise InputError(f"{found}; without it the run's own subject and variant are taken")
+        held_names = ("subject", "revision", "variant", "variant_seed", "variant_block", "dtype")
+        kept = {name: held[name] for name in held_names} | {"device": subject.device}
         subject = SubjectConfig(**kept, control_scale=held["control_scale"] or "unit")
     corpus = CorpusConfig(**{name: value or held[name] for name, value in plain(args.corpus).items()})
-    if args.cache.dictionary is None and args.cache.hookpoint is not None:
-        raise InputError("--hookpoint goes with --dictionary; the run's own dictionaries know theirs")
+    if args.cache.dictionary is None and (args.cache.hookpoint or args.cache.name):
+        flag = "--hookpoint" if args.cache.hookpoint else "--name"
+        raise InputError(f"{flag} goes with --dictionary; the run's own dictionaries know theirs")
     return subject, corpus
 
 
 def _dictionaries(config: CacheConfig) -> list[Dictionary]:
     if config.dictionary is not None:
-        return [_foreign(Path(config.dictionary).expanduser(), config.hookpoint)]
+        return [_foreign(config, Path(config.dictionary).expanduser())]
     folders = complete_folders(config.run / "sae")
     if not folders:
         raise InputError(f"{config.run} has no dictionary; train one with python -m sae.train --run {config.run} ...")
@@ -133,18 +141,26 @@ def _dictionaries(config: CacheConfig) -> list[Dictionary]:
     return found
 
 
-def _foreign(folder: Path, hookpoint: str | None) -> Dictionary:
-    """A dictionary trained elsewhere, under the name of its folder."""
+def _foreign(config: CacheConfig, folder: Path) -> Dictionary:
+    """A dictionary trained elsewhere, under the name that the flags give it or that of its folder."""
     if not folder.is_dir():
         raise InputError(f"--dictionary {folder}: no such folder; name one written by python -m sae.train")
     model, facts = load_dictionary(folder)
-    name = hookpoint or str(facts.get("hookpoint", ""))
-    prefix, _, number = name.rpartition(".")
+    hookpoint = config.hookpoint or str(facts.get("hookpoint", ""))
+    prefix, _, number = hookpoint.rpartition(".")
     if prefix != "layers" or not number.isdigit():
-        raise InputError(f"hookpoint {name!r} is unknown; pass --hookpoint layers.N, the residual stream after block N")
-    facts = {**facts, "hookpoint": name, "layer": int(number)}
+        raise InputError(
+            f"hookpoint {hookpoint!r} is unknown; pass --hookpoint layers.N, the residual stream after block N"
+        )
+    name = config.name or folder.resolve().name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"{name!r} cannot be a dictionary's name; give one of letters, digits, dots and - by --name")
+    own = dictionary_folder(config.run, name)
+    if own.exists() and not own.samefile(folder):
+        raise InputError(f"{config.run} has a dictionary {name} of its own; give the other one another name by --name")
+    facts = {**facts, "hookpoint": hookpoint, "layer": int(number)}
     weights = digest([facts, file_digest(folder / "weights.safetensors")])
-    return Dictionary(folder.resolve().name, int(number), model, facts, weights)
+    return Dictionary(name, int(number), model, facts, weights)
 
 
 def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
@@ -159,7 +175,7 @@ def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
 def _artifact_config(config: CacheConfig, corpus: CorpusConfig, dictionary: Dictionary) -> dict[str, Any]:
     names = ("hookpoint", "layer", "seed", "k", "n_latents")
     facts = {name: dictionary.facts.get(name) for name in names}
-    settings = {"tokens": config.tokens, "repeat": config.repeat, "corpus": corpus}
+    settings = {"tokens": config.tokens, "repeat": config.repeat, "corpus": corpus_settings(corpus)}
     result: dict[str, Any] = plain({"dictionary": dictionary.name, **facts, **settings})
     return result
 
@@ -180,7 +196,7 @@ def _cache(
     """One pass over both splits; tokens are numbered in the order in which the subject reads them."""
     layers = [d.layer for d in dictionaries]
     entries = [EntryWriter(w.partial, d.model.n_latents) for w, d in zip(writers, dictionaries, strict=True)]
-    texts = _Texts()
+    texts = _Texts(writers[0].partial / ".token_ids")
     for d in dictionaries:
         d.model.to(subject.device)
     bar = tqdm(total=sum(s.n_tokens for s in stores), unit="tok", unit_scale=True, desc="caching", mininterval=1.0)
@@ -215,13 +231,15 @@ def _add(x: torch.Tensor, model: SparseAutoencoder, entries: EntryWriter, index:
 
 
 class _Texts:
-    """The cached contexts, numbered as they come."""
+    """The cached contexts, numbered as they come. Tokens go to a scratch file; memory grows with the contexts alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path) -> None:
         self.documents: list[str] = []
         self._columns: dict[str, list[np.ndarray[Any, Any]]] = {
-            name: [] for name in ("length", "token_ids", "context_document", "context_start", "context_split")
+            name: [] for name in ("length", "context_document", "context_start", "context_split")
         }
+        self._scratch = scratch
+        self._stream = scratch.open("wb")
         self._n_tokens = 0
 
     def begin(self, place: int, store: ContextStore) -> None:
@@ -234,7 +252,7 @@ class _Texts:
         contexts, lengths, ids = batch.batch.contexts, batch.batch.lengths, batch.batch.ids
         inside = np.arange(ids.shape[1]) < lengths[:, None]
         self._columns["length"].append(lengths.astype(np.int64))
-        self._columns["token_ids"].append(ids[inside].astype(np.uint32))
+        self._stream.write(ids[inside].astype(np.uint32).tobytes())
         documents = self._store.document_index[contexts] + self._first_document
         self._columns["context_document"].append(documents.astype(np.uint32))
         self._columns["context_start"].append(self._store.starts[contexts].astype(np.uint32))
@@ -246,10 +264,11 @@ class _Texts:
         return usable
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The arrays of tokens.safetensors."""
+        """The arrays of tokens.safetensors; the tokens stay on disk."""
+        self._stream.close()
         whole = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         offsets = np.concatenate([[0], np.cumsum(whole.pop("length"))]).astype(np.int64)
-        return {"context_offsets": offsets, **whole}
+        return {"context_offsets": offsets, "token_ids": np.memmap(self._scratch, np.uint32, "r"), **whole}
 
 
 @torch.no_grad()

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from sae.errors import InputError
 
-Variant = Literal["trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "control"]
-VARIANTS: tuple[Variant, ...] = ("trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "control")
+Variant = Literal[
+    "trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "rerandomised-block", "permuted", "control"
+]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+LARGEST_SEED = 2**32 - 1
 
 
 def _at_least(smallest: int, **values: int) -> None:
     for name, value in values.items():
         if value < smallest:
             raise InputError(f"--{name.replace('_', '-')} must be at least {smallest}, got {value}")
+
+
+def _check_seed(**values: int) -> None:
+    _at_least(0, **values)
+    for name, value in values.items():
+        if value > LARGEST_SEED:
+            raise InputError(f"--{name.replace('_', '-')} must be at most {LARGEST_SEED}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class SubjectConfig:
     """Branch, tag or commit on the hub."""
     variant_seed: int = 0
     """Seed of the random draw that makes the variant."""
+    variant_block: int | None = None
+    """Block whose weights rerandomised-block draws anew, counted from zero."""
     control_scale: Literal["unit", "matched"] = "unit"
     """Control embeddings: N(0, 1), or N(0, 1) times the trained embeddings' root mean square."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -40,7 +52,11 @@ class SubjectConfig:
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        _at_least(0, variant_seed=self.variant_seed)
+        _check_seed(variant_seed=self.variant_seed)
+        if (self.variant == "rerandomised-block") != (self.variant_block is not None):
+            raise InputError("--variant rerandomised-block and --variant-block N go together; give both or neither")
+        if self.variant_block is not None:
+            _at_least(0, variant_block=self.variant_block)
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ class TrainConfig:
         # The loss is relative to the variance within a batch.
         _at_least(2, batch_tokens=self.batch_tokens)
         _at_least(1, buffer_tokens=self.buffer_tokens, eval_tokens=self.eval_tokens)
-        _at_least(0, seed=self.seed)
+        _check_seed(seed=self.seed)
         if not self.layers:
             raise InputError("--layers names no layer; give block numbers counted from zero, e.g. --layers 1 3")
         if len(set(self.layers)) < len(self.layers):
@@ -130,6 +146,8 @@ class CacheConfig:
     """Folder of a dictionary trained elsewhere; by default every dictionary trained in the run."""
     hookpoint: str | None = None
     """Where a dictionary trained elsewhere reads, e.g. layers.3; by default what its config says."""
+    name: str | None = None
+    """Name that a dictionary trained elsewhere gets in this run; by default that of its folder."""
     repeat: bool = False
     """Go over a split again when it has fewer tokens than asked."""
     overwrite: bool = False

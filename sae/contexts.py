@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from sae.artifacts import locked
 from sae.corpus import Corpus
 from sae.errors import InputError
 from sae.pydocs import Document, cache_folder
@@ -81,11 +80,6 @@ class ContextStore:
         inside = positions < lengths[:, None]
         ids = self.token_ids[np.where(inside, begins[:, None] + positions, 0)].astype(np.int64)
         return Batch(np.where(inside, ids, 0), lengths, contexts)
-
-    def batches_in_order(self, batch_tokens: int) -> Iterator[Batch]:
-        """Every context once, in corpus order, at most `batch_tokens` padded tokens a batch (but one context)."""
-        for contexts in _cut(np.arange(self.n_contexts), np.diff(self.offsets), batch_tokens):
-            yield self.batch(contexts)
 
     def batches(
         self, batch_tokens: int, generator: np.random.Generator, n_tokens: int | None = None, pool: int = 512
@@ -167,7 +161,7 @@ def prepare_contexts(
     files = _StoreFiles(cache_folder() / "contexts" / key, wide)
     if (extent := files.extent()).usable < n_tokens and not extent.exhausted:
         files.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(files.folder / "lock"):
+        with locked(files.folder / "lock"):
             _extend(files, corpus, tokenizer, (split, n_tokens, context_length))
         extent = files.extent()
     if extent.usable < n_tokens and (not repeat or extent.usable == 0):
@@ -203,9 +197,12 @@ class _StoreFiles:
 
     def extent(self) -> _Extent:
         try:
-            return _Extent(**json.loads((self.folder / "extent.json").read_text()))
-        except FileNotFoundError:
-            return _Extent()
+            extent = _Extent(**json.loads((self.folder / "extent.json").read_text()))
+            whole = all((self.folder / name).stat().st_size >= size for name, size in self._sizes(extent).items())
+        except (OSError, ValueError, TypeError):
+            whole = False
+        # What is damaged is made again from the beginning: it is a cache.
+        return extent if whole else _Extent()
 
     def _sizes(self, extent: _Extent) -> dict[str, int]:
         counts = {name: extent.tokens if name == "tokens" else extent.contexts for name in self.types}
@@ -241,14 +238,6 @@ class _StoreFiles:
 
     def _array(self, name: str, n: int) -> npt.NDArray[Any]:
         return np.memmap(self.folder / f"{name}.bin", dtype=self.types[name], mode="r", shape=(n,))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system takes back when the process dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _extend(files: _StoreFiles, corpus: Corpus, tokenizer: Any, asked: tuple[str, int, int]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import combinations, islice, repeat
 from pathlib import Path
@@ -82,8 +82,8 @@ class NearDuplicates:
 
     Each shingle belongs to the group of the document that had it first, so one pass over the stream decides, and a
     prefix never changes when more is read. Documents move; groups are never merged, or a few template texts would end
-    up holding the corpus together. Memory is bounded: when the table of shingles is full, half of them, chosen by
-    their hash, are forgotten.
+    up holding the corpus together. When the table of shingles is full, half of them, chosen by their hash, are
+    forgotten; the hashes of the texts themselves, one number a document, are all kept.
     """
 
     def __init__(self, capacity: int = 4_000_000, recent: int = 100_000) -> None:
@@ -183,7 +183,7 @@ def open_corpus(config: CorpusConfig) -> Corpus:
         InputError: The corpus does not exist, is empty, or is not text; also raised later, while streaming.
     """
     name, column = config.corpus, config.text_column
-    if name == "pydocs":
+    if name == pydocs.CORPUS:
         sources = pydocs.installed_sources()
         identity = pydocs.fingerprint(sources)
         return Corpus(name, identity, PYDOCS_SPLITS, lambda: pydocs.documents(sources, NearDuplicates()))
@@ -204,3 +204,18 @@ def open_corpus(config: CorpusConfig) -> Corpus:
     if next(corpus.stream(), None) is None:
         raise InputError(f"{name} holds no text: expected at least one document, found none; name another corpus")
     return corpus
+
+
+def corpus_settings(config: CorpusConfig) -> dict[str, Any]:
+    """A corpus as an artifact's settings name it: a file by its name alone, wherever it lies."""
+    return {**asdict(config), "corpus": Path(config.corpus).name if _is_file(config) else config.corpus}
+
+
+def corpus_place(config: CorpusConfig, corpus: Corpus) -> dict[str, Any]:
+    """A corpus as `run.json` names it: where it was found, and what it is known by wherever it goes."""
+    place = str(Path(config.corpus).resolve()) if _is_file(config) else config.corpus
+    return {**asdict(config), "corpus": place, "corpus_fingerprint": corpus.fingerprint}
+
+
+def _is_file(config: CorpusConfig) -> bool:
+    return config.corpus != pydocs.CORPUS and texts.is_file_name(config.corpus)

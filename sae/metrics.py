@@ -76,16 +76,17 @@ class BaselineFitter:
     """Accumulates what the token-mean and the PCA baseline need, over the vectors that the dictionary is trained on."""
 
     def __init__(self, vocabulary: int, d_in: int, device: torch.device) -> None:
-        self._sums = torch.zeros(vocabulary, d_in, device=device)
-        self._counts = torch.zeros(vocabulary, device=device)
+        # A frequent token comes millions of times: float32 would stop counting at 2^24.
+        self._sums = torch.zeros(vocabulary, d_in, device=device, dtype=torch.float64)
+        self._counts = torch.zeros(vocabulary, device=device, dtype=torch.int64)
         # Float64 on the CPU: a residual stream has directions whose variance is a millionth of the largest.
         self._moments = torch.zeros(d_in, d_in, dtype=torch.float64)
 
     def update(self, x: Tensor, token_ids: Tensor) -> None:
         """Add vectors [token, d_in] and their tokens [token]."""
         token_ids = token_ids.to(x.device)
-        self._sums.index_add_(0, token_ids, x)
-        self._counts.index_add_(0, token_ids, torch.ones(len(x), device=x.device))
+        self._sums.index_add_(0, token_ids, x.double())
+        self._counts += torch.bincount(token_ids, minlength=len(self._counts))
         self._moments += (x.T @ x).double().cpu()
 
     def token_mean(self) -> TokenMean:
@@ -93,7 +94,7 @@ class BaselineFitter:
         mean = self._sums.sum(0) / self._counts.sum().clamp_min(1)
         seen = self._counts > 0
         by_token = torch.where(seen[:, None], self._sums / self._counts.clamp_min(1)[:, None], mean)
-        return TokenMean(mean, by_token)
+        return TokenMean(mean.float(), by_token.float())
 
     def pca(self, k: int) -> PCA:
         """The projection on the first k principal components."""

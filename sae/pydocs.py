@@ -29,6 +29,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+CORPUS = "pydocs"
+"""The name that asks for this corpus."""
 SCHEMA = 1
 """Raised whenever other documents, ids, groups, splits or another order come out of the same sources."""
 N_SHARDS = 32

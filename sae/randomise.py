@@ -5,7 +5,7 @@ Source of the variants: Heap et al., arXiv 2501.17727, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,9 +41,17 @@ def gaussian_like(weight: Tensor, generator: torch.Generator) -> Tensor:
     return (values.mean() + noise * values.std(correction=0)).to(weight.dtype)
 
 
+def permuted(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """The entries of W in random order: its distribution is kept exactly, all structure between entries is lost."""
+    order = torch.randperm(weight.numel(), generator=generator)
+    return weight.detach().cpu().flatten()[order].reshape(weight.shape)
+
+
 @torch.no_grad()
-def rerandomise(model: nn.Module, seed: int, keep: Iterable[Tensor] = ()) -> RandomisationReport:
-    """Replace every parameter tensor, in place, by IID Gaussian draws with that tensor's own mean and variance.
+def randomise(
+    model: nn.Module, draw: Callable[[Tensor, torch.Generator], Tensor], seed: int, keep: Iterable[Tensor] = ()
+) -> RandomisationReport:
+    """Replace every parameter tensor, in place, by a draw that looks like it: `gaussian_like` or `permuted`.
 
     Tensors are visited in the order of `named_parameters` and drawn on the CPU: a seed means the same everywhere. A
     kept tensor still consumes its draws, so both re-randomised variants share all other weights. A tied tensor is one
@@ -51,6 +59,7 @@ def rerandomise(model: nn.Module, seed: int, keep: Iterable[Tensor] = ()) -> Ran
 
     Args:
         model: the transformer.
+        draw: from a tensor and a CPU generator to a tensor of the same shape.
         seed: of the CPU generator.
         keep: parameter tensors left as they are, e.g. both embedding matrices.
     """
@@ -59,14 +68,14 @@ def rerandomise(model: nn.Module, seed: int, keep: Iterable[Tensor] = ()) -> Ran
     gains = {id(m.weight) for m in model.modules() if _is_norm(m) and isinstance(getattr(m, "weight", None), Tensor)}
     drawn = untouched = numbers = flipped = n_gains = 0
     for parameter in model.parameters():
-        draw = gaussian_like(parameter, generator)
+        new = draw(parameter, generator)
         if id(parameter) in kept:
             untouched += 1
             continue
         if id(parameter) in gains:
             n_gains += parameter.numel()
-            flipped += int((torch.sign(draw) != torch.sign(parameter.detach().cpu())).sum())
-        parameter.copy_(draw)
+            flipped += int((torch.sign(new) != torch.sign(parameter.detach().cpu())).sum())
+        parameter.copy_(new)
         drawn, numbers = drawn + 1, numbers + parameter.numel()
     return RandomisationReport(drawn, untouched, numbers, n_gains, flipped)
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoConfig, AutoTokenizer
 
-from sae.artifacts import digest, read_json
 from sae.config import SubjectConfig
 from sae.errors import InputError
-from sae.randomise import control_embeddings, describe_report, embedding_scale, rerandomise
+from sae.randomise import control_embeddings, describe_report, embedding_scale, gaussian_like, permuted, randomise
+from sae.sources import LOAD_ERRORS, cannot_load, find_device, find_dtype, find_source, pretrained, step0
 
 log = logging.getLogger(__name__)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-MODEL_FILES = ("config.json", "tokenizer.json", "recipe.json")
-# Stages draw their own progress bars.
-disable_progress_bar()  # type: ignore[no-untyped-call]
-LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+PROBE_TOKENS = 8
+CAUSAL_TOLERANCE = {torch.float32: 1e-5}
+"""Share of the largest entry by which rounding may change what lies before a changed token; 0.01 in half precision."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +32,8 @@ class Subject:
     config: SubjectConfig
     report: dict[str, Any]
     """How the variant was made."""
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self.model.get_input_embeddings().weight.shape[1])
+    d_model: int
+    """Width of the residual stream; some architectures embed tokens in another one."""
 
     @property
     def device(self) -> torch.device:
@@ -62,38 +53,6 @@ class Subject:
         if context_length > longest:
             found = f"{self.config.subject} reads at most {longest} tokens"
             raise InputError(f"--context-length {context_length} is too long: {found}; ask for fewer")
-
-
-def subject_identity(config: SubjectConfig) -> dict[str, Any]:
-    """What determines the subject's weights and arithmetic, without loading them.
-
-    A local folder is known by its config and by the names, sizes and ends of its weight files; a hub id by its name and
-    revision.
-
-    Raises:
-        InputError: a local folder that does not exist or is no model.
-    """
-    source, revision = _source(config)
-    folder = Path(source)
-    parts = []
-    if folder.is_dir():
-        source = str(folder.resolve())
-        for path in sorted(
-            p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name in MODEL_FILES
-        ):
-            with path.open("rb") as stream:
-                head = stream.read(1 << 20)
-                stream.seek(max(0, path.stat().st_size - (1 << 20)))
-                parts.append([path.name, path.stat().st_size, hashlib.sha256(head + stream.read()).hexdigest()])
-    return {
-        "subject": source,
-        "revision": revision,
-        "variant": config.variant,
-        "variant_seed": config.variant_seed,
-        "control_scale": config.control_scale if config.variant == "control" else None,
-        "dtype": config.dtype,
-        "subject_fingerprint": digest(parts),
-    }
 
 
 class _Stop(Exception):
@@ -116,6 +75,16 @@ def residuals(subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor, 
     Returns:
         One tensor [batch, token, d_model] per layer, in the order of `layers`.
     """
+    ids = ids.to(subject.device)
+    if subject.config.variant == "control":
+        inputs = {"inputs_embeds": _control_inputs(subject, ids, documents, starts)}
+    else:
+        inputs = {"input_ids": ids}
+    return _caught(subject.blocks, layers, lambda: subject.model(**inputs, use_cache=False))
+
+
+def _caught(blocks: Sequence[nn.Module], layers: Sequence[int], forward: Callable[[], Any]) -> list[Tensor]:
+    """What some blocks return in a forward pass, which ends after the last of them."""
     caught: dict[int, Tensor] = {}
     last = max(layers)
 
@@ -128,14 +97,9 @@ def residuals(subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor, 
 
         return keep
 
-    handles = [subject.blocks[layer].register_forward_hook(hook(layer)) for layer in set(layers)]
+    handles = [blocks[layer].register_forward_hook(hook(layer)) for layer in set(layers)]
     try:
-        ids = ids.to(subject.device)
-        if subject.config.variant == "control":
-            embeddings = _control_inputs(subject, ids, documents, starts)
-            subject.model(inputs_embeds=embeddings, use_cache=False)
-        else:
-            subject.model(input_ids=ids, use_cache=False)
+        forward()
     except _Stop:
         pass
     finally:
@@ -145,7 +109,8 @@ def residuals(subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor, 
 
 
 def _control_inputs(subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor) -> Tensor:
-    noise = control_embeddings(subject.config.variant_seed, documents, starts, ids.shape[1], subject.d_model)
+    width = subject.model.get_input_embeddings().weight.shape[1]
+    noise = control_embeddings(subject.config.variant_seed, documents, starts, ids.shape[1], width)
     dtype = next(subject.model.parameters()).dtype
     return (noise * float(subject.report["embedding_scale"])).to(ids.device, dtype)
 
@@ -156,28 +121,21 @@ def load_subject(config: SubjectConfig) -> Subject:
     Raises:
         InputError: no such model, not a causal language model, weights that do not fit it, or no fast tokenizer.
     """
-    source, revision = _source(config)
-    device = _device(config.device)
-    dtype = _dtype(config.dtype, device)
+    source, revision = find_source(config)
+    device = find_device(config.device)
+    dtype = find_dtype(config.dtype, device)
     try:
         architecture = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except LOAD_ERRORS as error:
-        raise InputError(_cannot_load(config.subject, error)) from None
+        raise cannot_load(config.subject, error) from None
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(f"{config.subject} has no fast tokenizer (tokenizer.json); convert it with transformers first")
-    report: dict[str, Any] = {}
     if config.variant == "step0":
-        model, report = _step0(config, source, architecture, dtype)
+        model, report = step0(config, architecture, dtype)
     else:
-        model = _pretrained(config.subject, source, revision, dtype)
-    if config.variant in ("rerandomised", "rerandomised-keep-embeddings"):
-        keep = _embeddings(model) if config.variant == "rerandomised-keep-embeddings" else []
-        report = rerandomise(model, config.variant_seed, keep).as_dict()
-    elif config.variant == "control":
-        matched = config.control_scale == "matched"
-        scale = embedding_scale(model.get_input_embeddings().weight) if matched else 1.0
-        report = {"embedding_scale": scale}
+        model = pretrained(config.subject, source, revision, dtype)
+        report = _make_variant(model, config)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise InputError(
@@ -185,82 +143,32 @@ def load_subject(config: SubjectConfig) -> Subject:
         )
     model.eval().requires_grad_(False).to(device)
     log.info("%s, %s: %s", config.subject, config.variant, describe_report(report))
-    return Subject(model, tokenizer, _blocks(model), config, report)
+    blocks = find_blocks(model)
+    return Subject(model, tokenizer, blocks, config, report, _width_if_causal(model, blocks, config))
 
 
-def _source(config: SubjectConfig) -> tuple[str, str | None]:
-    path = Path(config.subject).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise InputError(f"--subject {config.subject} has no config.json; name a folder written by save_pretrained")
-        if not any((path / name).exists() for name in TOKENIZER_FILES):
-            # transformers would make up an empty tokenizer and go on.
-            raise InputError(f"--subject {config.subject} has no tokenizer.json; save its tokenizer into the folder")
-        return str(path), None
-    looks_local = config.subject.startswith((".", "/", "~")) or config.subject.count("/") > 1 or path.exists()
-    if looks_local:
-        raise InputError(f"--subject {config.subject}: no such folder; name a local model folder or a Hugging Face id")
-    return config.subject, config.revision
+def _make_variant(model: Any, config: SubjectConfig) -> dict[str, Any]:
+    """Turn trained weights into those of the variant, in place; returns what was done."""
+    if config.variant == "control":
+        matched = config.control_scale == "matched"
+        return {"embedding_scale": embedding_scale(model.get_input_embeddings().weight) if matched else 1.0}
+    if config.variant in ("rerandomised", "rerandomised-keep-embeddings"):
+        keep = _embeddings(model) if config.variant == "rerandomised-keep-embeddings" else []
+        return randomise(model, gaussian_like, config.variant_seed, keep).as_dict()
+    if config.variant == "permuted":
+        return randomise(model, permuted, config.variant_seed).as_dict()
+    if config.variant == "rerandomised-block":
+        blocks = find_blocks(model)
+        _check_block(config.variant_block, len(blocks), config.subject)
+        inside = {id(p) for p in blocks[config.variant_block or 0].parameters()}
+        keep = [p for p in model.parameters() if id(p) not in inside]
+        return randomise(model, gaussian_like, config.variant_seed, keep).as_dict()
+    return {}
 
 
-def _cannot_load(name: str, error: BaseException) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    mend = "name a local model folder, or a causal language model on the hub with the network up"
-    return f"cannot load --subject {name} ({reason}); {mend}"
-
-
-def _pretrained(name: str, source: str, revision: str | None, dtype: torch.dtype) -> Any:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, output_loading_info=True
-        )
-    except LOAD_ERRORS as error:
-        raise InputError(_cannot_load(name, error)) from None
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        # transformers would initialise them at random and go on: the worst thing that can happen to this comparison.
-        found = f"lack {len(missing)} tensors of the model, e.g. {missing[0]}"
-        raise InputError(f"the weights of {name} {found}; check that the download is whole")
-    return model
-
-
-def _step0(config: SubjectConfig, source: str, architecture: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """The weights before training: hub revision `step0`, a recipe's seed, else the architecture's initialisation."""
-    recipe = Path(source) / "recipe.json"
-    if not Path(source).is_dir():
-        try:
-            return _pretrained(config.subject, source, "step0", dtype), {"step0_source": "hub revision step0"}
-        except InputError:
-            log.info("%s has no revision step0: the architecture's own initialisation is used", config.subject)
-    seed, expected = config.variant_seed, None
-    if recipe.exists():
-        facts = read_json(recipe, f"mend or remove {recipe}")
-        if not isinstance(facts, dict) or not isinstance(facts.get("init_seed"), int):
-            raise InputError(f"{recipe} has no whole number init_seed; mend or remove it")
-        seed, expected = facts["init_seed"], facts.get("initial_weights_sha256")
-    model = initial_model(architecture, seed)
-    origin = f"architecture initialisation, seed {seed}"
-    if expected is not None:
-        same = weights_digest(model) == expected
-        origin = f"recipe seed {seed}, weights {'equal' if same else 'differ from'} the recipe's"
-    return model.to(dtype), {"step0_source": origin}
-
-
-def initial_model(architecture: Any, seed: int) -> Any:
-    """A freshly initialised model in float32; the process's random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM
-        return model.from_config(architecture, dtype=torch.float32)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """sha256 over the float32 bytes of `named_parameters`, in their order."""
-    total = hashlib.sha256()
-    for parameter in model.parameters():
-        total.update(parameter.detach().cpu().float().contiguous().numpy().tobytes())
-    return total.hexdigest()
+def _check_block(block: int | None, n_blocks: int, name: str) -> None:
+    if block is None or block >= n_blocks:
+        raise InputError(f"--variant-block {block} is out of range: {name} has blocks 0 to {n_blocks - 1}; name one")
 
 
 def _embeddings(model: Any) -> list[Tensor]:
@@ -268,7 +176,7 @@ def _embeddings(model: Any) -> list[Tensor]:
     return [module.weight for module in found if module is not None]
 
 
-def _blocks(model: Any) -> Sequence[nn.Module]:
+def find_blocks(model: Any) -> Sequence[nn.Module]:
     """The list of transformer blocks: the one module list as long as the config says there are layers."""
     n_layers = model.config.get_text_config().num_hidden_layers
     for _, module in model.named_modules():
@@ -277,19 +185,18 @@ def _blocks(model: Any) -> Sequence[nn.Module]:
     raise InputError(f"cannot find the {n_layers} blocks of {type(model).__name__}; this architecture is not supported")
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+@torch.no_grad()
+def _width_if_causal(model: Any, blocks: Sequence[nn.Module], config: SubjectConfig) -> int:
+    """Width of the residual stream, measured in a pass that also shows whether a token can see what follows it."""
+    ids = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device).repeat(2, 1)
+    ids[1, -1] = 0
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from None
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+        (x,) = _caught(blocks, [len(blocks) - 1], lambda: model(input_ids=ids, use_cache=False))
+    except LOAD_ERRORS as error:
+        raise cannot_load(config.subject, error) from None
+    before, tolerance = x[:, :-1].float(), CAUSAL_TOLERANCE.get(x.dtype, 0.01)
+    if float((before[0] - before[1]).abs().max()) > tolerance * float(before.abs().max()):
+        raise InputError(
+            f"{config.subject} is not causal: what follows a token changes its residual stream; name a causal model"
+        )
+    return int(x.shape[-1])

@@ -23,7 +23,6 @@ from sae.artifacts import (
     claim_run,
     completed,
     dictionary_folder,
-    digest,
     plain,
     read_json,
     write_json,
@@ -33,13 +32,14 @@ from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
 from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import ContextStore, prepare_contexts
-from sae.corpus import Corpus, open_corpus, overlap
+from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus, overlap
 from sae.errors import InputError
 from sae.evaluate import evaluate
 from sae.memory import keep_freed_memory
 from sae.metrics import BaselineFitter
 from sae.model import SparseAutoencoder
-from sae.subject import Subject, load_subject, subject_identity
+from sae.sources import subject_digest, subject_identity
+from sae.subject import Subject, load_subject
 
 log = logging.getLogger(__name__)
 LOG_EVERY = 20
@@ -134,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     corpus = open_corpus(args.corpus)
     identity = subject_identity(args.subject)
-    parents = {"subject": digest(identity), "corpus": corpus.fingerprint}
-    claim_run(args.train.run, {**identity, **plain(args.corpus), "corpus_fingerprint": corpus.fingerprint})
+    parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
+    claim_run(args.train.run, {**identity, **corpus_place(args.corpus, corpus)})
     configs = {layer: _artifact_config(args, identity, layer) for layer in args.train.layers}
     folders = {layer: dictionary_folder(args.train.run, c["dictionary"]) for layer, c in configs.items()}
     todo = [
@@ -236,7 +236,10 @@ def _artifact_config(args: Arguments, identity: dict[str, Any], layer: int) -> d
         "layer": layer,
     }
     settings = {"seed": args.train.seed, "k": args.sae.k, "expansion": args.sae.expansion}
-    whole = {**own, **settings, "training": training, "subject": identity, "corpus": args.corpus}
+    known = {
+        name: value for name, value in identity.items() if name != "subject" or not identity["subject_fingerprint"]
+    }
+    whole = {**own, **settings, "training": training, "subject": known, "corpus": corpus_settings(args.corpus)}
     result: dict[str, Any] = plain(whole)
     return result
 

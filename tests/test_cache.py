@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,18 @@ def test_a_dictionary_trained_elsewhere_is_cached_under_its_name(
     assert json.loads((other / "run.json").read_text())["variant"] == "rerandomised"
 
 
+def test_subject_and_corpus_may_move_as_long_as_they_stay_the_same(
+    run: Path, tmp_path: Path, neox_folder: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(_flags(run, corpus_file))
+    subject, corpus = tmp_path / "elsewhere", tmp_path / corpus_file.name
+    shutil.copytree(neox_folder, subject)
+    shutil.copy(corpus_file, corpus)
+    capsys.readouterr()
+    main([*_flags(run, corpus), "--subject", str(subject), "--context-length", "64"])
+    assert capsys.readouterr().out.count("complete already") == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -103,6 +116,11 @@ def test_a_dictionary_trained_elsewhere_is_cached_under_its_name(
         ("--run {run} --subject {llama} --corpus {corpus}", r"holds subject .* asked was"),
         ("--run {run} --corpus {corpus} --context-length 32", r"holds context_length 64, asked was 32"),
         ("--run {run} --hookpoint layers.1 --corpus {corpus}", r"--hookpoint goes with --dictionary"),
+        ("--run {run} --name other --corpus {corpus}", r"--name goes with --dictionary"),
+        ("--run {run} --variant rerandomised", r"--variant goes with --subject"),
+        ("--run {run} --dtype bfloat16", r"--dtype goes with --subject"),
+        ("--run {run} --dictionary {copy}", r"has a dictionary layers\.1\.k4\.x2 of its own"),
+        ("--run {run} --dictionary {copy} --name a/b", r"'a/b' cannot be a dictionary's name"),
         ("--run {tmp}/new --subject {neox} --corpus {corpus}", r"not a run.*sae\.train"),
         ("--run {run} --corpus {corpus} --dictionary {tmp}/none", r"no such folder"),
         ("--run {run} --corpus {corpus} --dictionary {tmp}", r"config\.json is missing"),
@@ -130,6 +148,8 @@ def test_what_cannot_be_cached_is_one_line(
         "corpus": request.getfixturevalue("corpus_file"),
     }
     names |= {"neox": request.getfixturevalue("neox_folder"), "llama": request.getfixturevalue("llama_folder")}
+    names["copy"] = tmp_path / "copied" / "layers.1.k4.x2"
+    shutil.copytree(names["sae"], names["copy"])
     if "{wide}" in flags:
         names["wide"] = _wide_subject(tmp_path / "subject", names["neox"])
     before = sorted(p for p in run.rglob("manifest.json"))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from sae import contexts
+from sae import contexts, pydocs
 from sae.config import CorpusConfig
 from sae.contexts import ContextStore, prepare_contexts, tokenizer_fingerprint
 from sae.corpus import Corpus, open_corpus
@@ -227,19 +227,17 @@ def store(corpus: Corpus, tokenizer: Any) -> ContextStore:
 
 
 def test_every_context_comes_once_whole_and_padded_with_zeros(store: ContextStore) -> None:
-    for batches in (store.batches(512, np.random.default_rng(0), pool=50), store.batches_in_order(512)):
-        seen = []
-        for batch in batches:
-            assert batch.ids.dtype == np.int64
-            assert batch.ids.shape == (len(batch.lengths), batch.lengths.max())
-            assert batch.ids.size <= 512
-            for row, length, context in zip(batch.ids, batch.lengths, batch.contexts, strict=True):
-                tokens = store.token_ids[store.offsets[context] : store.offsets[context + 1]]
-                assert row[:length].tolist() == tokens.tolist()
-                assert not row[length:].any()
-                seen.append(int(context))
-        assert sorted(seen) == list(range(store.n_contexts))
-    assert seen == sorted(seen)
+    seen = []
+    for batch in store.batches(512, np.random.default_rng(0), pool=50):
+        assert batch.ids.dtype == np.int64
+        assert batch.ids.shape == (len(batch.lengths), batch.lengths.max())
+        assert batch.ids.size <= 512
+        for row, length, context in zip(batch.ids, batch.lengths, batch.contexts, strict=True):
+            tokens = store.token_ids[store.offsets[context] : store.offsets[context + 1]]
+            assert row[:length].tolist() == tokens.tolist()
+            assert not row[length:].any()
+            seen.append(int(context))
+    assert sorted(seen) == list(range(store.n_contexts))
 
 
 def test_batches_are_those_of_the_generator(store: ContextStore) -> None:
@@ -271,4 +269,22 @@ def test_batches_stop_at_the_tokens_asked(store: ContextStore) -> None:
 
 def test_a_context_longer_than_a_batch_is_a_batch() -> None:
     store = prepare_contexts(counted(16, 16, 9), Lengths(), "sae", 38, 16)
-    assert [batch.ids.shape for batch in store.batches_in_order(10)] == [(1, 16), (1, 16), (1, 9)]
+    shapes = [batch.ids.shape for batch in store.batches(10, np.random.default_rng(0))]
+    assert sorted(shapes) == [(1, 9), (1, 16), (1, 16)]
+
+
+@pytest.mark.parametrize("damage", ["not json", "no number", "short"])
+def test_a_damaged_store_is_made_again(damage: str, corpus: Corpus, tokenizer: Any) -> None:
+    before = prepare_contexts(corpus, tokenizer, "sae", 3000, 48)
+    (extent,) = (p for p in pydocs.cache_folder().glob("contexts/*/extent.json") if _is_of(p, before))
+    if damage == "short":
+        (extent.parent / "tokens.bin").write_bytes(b"12")
+    else:
+        extent.write_text("{" if damage == "not json" else '{"tokens": 1, "else": 2}')
+    after = prepare_contexts(corpus, tokenizer, "sae", 3000, 48)
+    assert after.token_ids.tolist() == before.token_ids.tolist()
+
+
+def _is_of(extent: Path, store: ContextStore) -> bool:
+    ids = np.fromfile(extent.parent / "tokens.bin", store.token_ids.dtype)[: len(store.token_ids)]
+    return bool(np.array_equal(ids, store.token_ids))

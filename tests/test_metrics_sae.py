@@ -57,3 +57,12 @@ def test_pca_of_k_directions_leaves_the_variance_of_the_others() -> None:
     fitter.update(x, torch.zeros(len(x), dtype=torch.int64))
     assert _fvu(x, fitter.pca(2).predict(x)) == pytest.approx(1.25 / 21.25, rel=0.05)
     torch.testing.assert_close(fitter.pca(99).predict(x), x, rtol=1e-3, atol=1e-3)
+
+
+def test_a_token_that_comes_very_often_is_still_counted() -> None:
+    fitter = BaselineFitter(2, 1, torch.device("cpu"))
+    # As if 2^24 occurrences had been seen: in float32 one more would be lost.
+    fitter._counts[0], fitter._sums[0, 0] = 2**24, 2.0**24
+    fitter.update(torch.full((3, 1), 1.0), torch.zeros(3, dtype=torch.int64))
+    assert int(fitter._counts[0]) == 2**24 + 3
+    assert float(fitter._sums[0, 0]) == 2**24 + 3

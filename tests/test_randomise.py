@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sae.randomise import control_embeddings, gaussian_like, rerandomise
+from sae.randomise import control_embeddings, gaussian_like, permuted, randomise
 
 
 def _load(folder: Path) -> torch.nn.Module:
@@ -17,7 +17,7 @@ def _load(folder: Path) -> torch.nn.Module:
 
 def test_each_tensor_keeps_its_moments_and_loses_its_values(neox_folder: Path) -> None:
     old, new = _load(neox_folder), _load(neox_folder)
-    report = rerandomise(new, seed=0)
+    report = randomise(new, gaussian_like, seed=0)
     compared = 0
     for (name, before), after in zip(old.named_parameters(), new.parameters(), strict=True):
         n = before.numel()
@@ -36,9 +36,9 @@ def test_each_tensor_keeps_its_moments_and_loses_its_values(neox_folder: Path) -
 
 def test_keeping_the_embeddings_changes_nothing_else_about_the_draw(neox_folder: Path) -> None:
     trained, whole, kept = _load(neox_folder), _load(neox_folder), _load(neox_folder)
-    rerandomise(whole, seed=3)
+    randomise(whole, gaussian_like, seed=3)
     embeddings = [kept.get_input_embeddings().weight, kept.get_output_embeddings().weight]
-    report = rerandomise(kept, seed=3, keep=embeddings)
+    report = randomise(kept, gaussian_like, seed=3, keep=embeddings)
     assert report.tensors_kept == 2
     for (name, old), a, b in zip(trained.named_parameters(), whole.parameters(), kept.parameters(), strict=True):
         torch.testing.assert_close(b, old if "embed" in name or "lm_head" in name else a, msg=name)
@@ -46,7 +46,7 @@ def test_keeping_the_embeddings_changes_nothing_else_about_the_draw(neox_folder:
 
 def test_a_tied_embedding_is_drawn_once_and_stays_tied(llama_folder: Path) -> None:
     model = _load(llama_folder)
-    report = rerandomise(model, seed=0)
+    report = randomise(model, gaussian_like, seed=0)
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert report.tensors_drawn == len(list(model.parameters()))
 
@@ -55,7 +55,7 @@ def test_norm_gains_that_change_sign_are_counted() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4000))
     with torch.no_grad():
         model[1].weight.copy_(torch.linspace(-1, 3, 4000))
-    report = rerandomise(model, seed=0)
+    report = randomise(model, gaussian_like, seed=0)
     # Signs before: a quarter negative. Signs after: P(N(1, 1.155) < 0) = 0.193. Independent, so 0.343 of them differ.
     assert report.norm_gains == 4000
     assert report.norm_gains_flipped / 4000 == pytest.approx(0.25 * 0.807 + 0.75 * 0.193, abs=0.03)
@@ -82,3 +82,14 @@ def test_control_noise_is_standard_normal_and_fresh_everywhere() -> None:
     similarity = torch.corrcoef(noise[:500]).fill_diagonal_(0)
     assert float(similarity.std()) == pytest.approx(1 / 32**0.5, abs=0.02)
     assert len(torch.unique(noise)) > 0.98 * noise.numel()
+
+
+def test_permuted_tensors_keep_every_value_and_lose_their_order(neox_folder: Path) -> None:
+    old, new = _load(neox_folder), _load(neox_folder)
+    report = randomise(new, permuted, seed=0)
+    assert report.tensors_drawn == len(list(old.parameters()))
+    for (name, before), after in zip(old.named_parameters(), new.parameters(), strict=True):
+        assert torch.equal(before.flatten().sort().values, after.flatten().sort().values), name
+        if float(before.std()) > 0:
+            correlation = float(torch.corrcoef(torch.stack((before.flatten(), after.flatten())))[0, 1])
+            assert abs(correlation) < 5 / before.numel() ** 0.5, name

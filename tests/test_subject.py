@@ -6,20 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.errors import RevisionNotFoundError
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertLMHeadModel
 
 from sae.config import SubjectConfig
 from sae.errors import InputError
-from sae.subject import (
-    Subject,
-    initial_model,
-    load_subject,
-    residuals,
-    subject_identity,
-    weights_digest,
-)
+from sae.sources import initial_model, step0_source, subject_digest, subject_identity, weights_digest
+from sae.subject import Subject, load_subject, residuals
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
 DOCUMENTS, STARTS = torch.tensor([3, 4]), torch.tensor([0, 7])
@@ -70,6 +67,18 @@ def test_rerandomised_twins_share_everything_but_the_embeddings(neox_folder: Pat
         torch.testing.assert_close(kept, weights[source][name])
 
 
+def test_one_block_alone_is_drawn_anew(neox_folder: Path) -> None:
+    trained = load_subject(SubjectConfig(str(neox_folder)))
+    twin = load_subject(SubjectConfig(str(neox_folder), variant="rerandomised-block", variant_block=1))
+    assert twin.report["tensors_drawn"] == len(list(twin.blocks[1].parameters()))
+    for (name, old), new in zip(trained.model.named_parameters(), twin.model.parameters(), strict=True):
+        # Zero biases have no variance, so they stay.
+        assert torch.equal(old, new) == (".layers.1." not in name or float(old.std()) == 0), name
+    torch.testing.assert_close(_residuals(trained, [0])[0], _residuals(twin, [0])[0])
+    with pytest.raises(InputError, match="has blocks 0 to 2"):
+        load_subject(SubjectConfig(str(neox_folder), variant="rerandomised-block", variant_block=3))
+
+
 def test_control_sees_the_noise_and_not_the_tokens(neox_folder: Path) -> None:
     control = load_subject(SubjectConfig(str(neox_folder), variant="control"))
     (a,), (b,) = _residuals(control, [0]), _residuals(control, [0], IDS.flip(1))
@@ -97,7 +106,7 @@ def test_step0_follows_the_recipe_where_there_is_one(neox_folder: Path, tmp_path
     recipe = {"init_seed": 7, "initial_weights_sha256": weights_digest(expected)}
     (folder / "recipe.json").write_text(json.dumps(recipe))
     made = load_subject(SubjectConfig(str(folder), variant="step0"))
-    assert made.report["step0_source"] == "recipe seed 7, weights equal the recipe's"
+    assert made.report["step0_source"] == "recipe, seed 7, weights equal the recipe's"
     for a, b in zip(made.model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     (folder / "recipe.json").write_text(json.dumps({**recipe, "init_seed": 8}))
@@ -125,6 +134,48 @@ def test_identity_follows_weights_and_variant_without_loading(neox_folder: Path,
     name = next(iter(tensors))
     save_file({**tensors, name: tensors[name] + 1}, folder / "model.safetensors", metadata={"format": "pt"})
     assert subject_identity(SubjectConfig(str(folder)))["subject_fingerprint"] != before
+
+
+def test_identity_does_not_depend_on_where_a_folder_lies_but_on_its_arithmetic(
+    neox_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(neox_folder, tmp_path / "copy")
+    here, there = (subject_identity(SubjectConfig(str(f))) for f in (neox_folder, tmp_path / "copy"))
+    assert here["subject"] != there["subject"] and subject_digest(here) == subject_digest(there)
+    other = subject_identity(SubjectConfig(str(neox_folder), dtype="bfloat16"))
+    assert here["dtype"] == "float32" and subject_digest(other) != subject_digest(here)
+
+
+def test_a_hub_that_cannot_be_asked_is_no_reason_to_take_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SubjectConfig("someone/model", variant="step0")
+    with pytest.raises(InputError, match="someone/model at revision step0"):
+        step0_source(config)
+
+    def unknown(*_: object, **__: object) -> None:
+        raise RevisionNotFoundError(
+            "no step0", response=httpx2.Response(404, request=httpx2.Request("GET", "http://x"))
+        )
+
+    monkeypatch.setattr("sae.sources.hf_hub_download", unknown)
+    assert step0_source(config) == "architecture initialisation, seed 0"
+    monkeypatch.setattr("sae.sources.hf_hub_download", lambda *_, **__: "config.json")
+    assert step0_source(config) == "hub revision step0"
+
+
+def test_a_model_that_sees_what_follows_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        is_decoder=False,
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    for path in tokenizer_folder.iterdir():
+        shutil.copy(path, tmp_path)
+    with pytest.raises(InputError, match="is not causal"):
+        load_subject(SubjectConfig(str(tmp_path)))
 
 
 def test_weights_that_lack_tensors_are_refused_not_filled_at_random(neox_folder: Path, tmp_path: Path) -> None:
