@@ -32,10 +32,11 @@ from autointerp.explainers import make_explainer
 from autointerp.judging import Question, ask_missing
 from autointerp.prompting import Prompts
 from autointerp.records import Completion, Explainer, Explanation, LLMClient, Sampling
-from sae.artifacts import Manifest, completed, plain, read_run, writing
+from sae.artifacts import Manifest, completed, plain, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.latents import LatentCache
+from sae.runs import read_run
 
 LOG = logging.getLogger(__name__)
 KIND = "explanations"

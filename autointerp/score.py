@@ -35,10 +35,11 @@ from autointerp.judging import Question, ask_missing
 from autointerp.prompting import Prompts
 from autointerp.records import Completion, Explanation, Judgement, LLMClient, Sampling, Scorer, Trial
 from autointerp.scorers import SCORERS
-from sae.artifacts import Manifest, completed, latents_folder, plain, read_manifest, read_run, writing
+from sae.artifacts import Manifest, completed, latents_folder, plain, read_manifest, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.latents import LatentCache
+from sae.runs import read_run
 
 LOG = logging.getLogger(__name__)
 KIND = "scores"

@@ -16,9 +16,10 @@ import pandas as pd
 from autointerp.artifacts import SCORES, explanation_folders
 from autointerp.metrics import METRICS, token_concentration
 from autointerp.stats import Difference, Estimate, cluster_means, mean_difference, mean_interval
-from sae.artifacts import complete_folders, dictionary_folder, latents_folder, read_json, read_manifest, read_run
+from sae.artifacts import complete_folders, dictionary_folder, latents_folder, read_json, read_manifest
 from sae.errors import InputError
 from sae.latents import LatentCache
+from sae.runs import read_run
 
 ONE_TOKEN = 0.9
 """Share of a latent's activation mass on one token id above which it counts as a one-token latent."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sae.contexts import Batch, ContextStore
+from sae.metrics import TokenMean
 from sae.subject import Subject, residuals
 
 SUBJECT_BATCH_TOKENS = 2048
@@ -43,6 +44,16 @@ def stream(
         caught = residuals(subject, ids, documents, starts, layers)
         kept = usable.to(subject.device)
         yield ActivationBatch(tuple(x[kept].float() for x in caught), ids[usable], batch, usable)
+
+
+def without_token_means(
+    batches: Iterable[ActivationBatch], means: Sequence[TokenMean | None]
+) -> Iterator[ActivationBatch]:
+    """The stream with each token's mean vector taken off, in the layers that have a table of means."""
+    for batch in batches:
+        tokens = batch.token_ids.to(batch.layers[0].device)
+        pairs = zip(batch.layers, means, strict=True)
+        yield replace(batch, layers=tuple(x if mean is None else x - mean.predict(tokens) for x, mean in pairs))
 
 
 def shuffled(

@@ -25,9 +25,6 @@ from sae.errors import InputError
 
 SCHEMA = 1
 LOG = "train_log.jsonl"
-RUN_KEYS = {"subject", "variant", "corpus"}
-PLACES = {"subject": "subject_fingerprint", "corpus": "corpus_fingerprint"}
-"""What may lie elsewhere than when the run was made, as long as its fingerprint is the same."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -267,43 +264,3 @@ def locked(lock: Path, busy: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(str(busy)) from None
         yield
-
-
-def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
-    """Note in `run.json` which subject, variant and corpus a run holds, or check that it holds these.
-
-    A run without any complete artifact may be claimed anew: its first command may have had a mistake in it.
-
-    Raises:
-        InputError: the run holds another subject, variant or corpus.
-    """
-    path, wanted = run / "run.json", plain(identity)
-    if run.exists() and not run.is_dir():
-        raise InputError(f"--run {run} is a file; name a folder")
-    if path.exists() and any(run.glob("*/*/manifest.json")):
-        found = read_run(run)
-        for key in wanted:
-            mark = PLACES.get(key, "")
-            moved = wanted.get(mark) is not None and found.get(mark) == wanted[mark]
-            if found.get(key) != wanted[key] and not moved:
-                raise InputError(f"{run} holds {key} {found.get(key)!r}, asked was {wanted[key]!r}; use another --run")
-        return
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
-    except OSError as error:
-        raise InputError(f"cannot write to --run {run}: {error.strerror}; name a folder that can be written") from None
-
-
-def read_run(run: Path) -> dict[str, Any]:
-    """What a run holds.
-
-    Raises:
-        InputError: the folder is no run.
-    """
-    if not (run / "run.json").exists():
-        raise InputError(f"{run} is not a run (no run.json); make one with python -m sae.train --run {run} ...")
-    found = read_json(run / "run.json", "use another --run")
-    if not isinstance(found, dict) or not found.keys() >= RUN_KEYS:
-        raise InputError(f"{run / 'run.json'} does not say what the run holds; use another --run")
-    return found

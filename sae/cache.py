@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, stream
+from sae.activations import SUBJECT_BATCH_TOKENS, stream, without_token_means
 from sae.artifacts import (
     ArtifactWriter,
-    claim_run,
     complete_folders,
     completed,
     dictionary_folder,
@@ -27,18 +26,19 @@ from sae.artifacts import (
     latents_folder,
     plain,
     read_manifest,
-    read_run,
     writing,
 )
-from sae.checkpoint import load_dictionary
+from sae.checkpoint import load_dictionary, load_token_means
 from sae.cli import parse, run_stage
 from sae.config import CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.errors import InputError
-from sae.latents import SPLITS, EntryWriter, save_tensors
+from sae.latents import SPLITS, EntryWriter, TextWriter, save_tensors
 from sae.memory import keep_freed_memory
+from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
+from sae.runs import claim_run, read_run
 from sae.sources import subject_digest, subject_identity
 from sae.subject import Subject, load_subject
 
@@ -64,6 +64,8 @@ class Dictionary:
     name: str
     layer: int
     model: SparseAutoencoder
+    means: TokenMean | None
+    """What is taken off its inputs."""
     facts: dict[str, Any]
     fingerprint: str
 
@@ -137,7 +139,8 @@ def _dictionaries(config: CacheConfig) -> list[Dictionary]:
     for folder in folders:
         manifest = read_manifest(folder, "sae", "train it again with python -m sae.train --overwrite")
         model, facts = load_dictionary(folder)
-        found.append(Dictionary(folder.name, int(facts["layer"]), model, facts, manifest.fingerprint))
+        means = load_token_means(folder, facts)
+        found.append(Dictionary(folder.name, int(facts["layer"]), model, means, facts, manifest.fingerprint))
     return found
 
 
@@ -160,7 +163,7 @@ def _foreign(config: CacheConfig, folder: Path) -> Dictionary:
         raise InputError(f"{config.run} has a dictionary {name} of its own; give the other one another name by --name")
     facts = {**facts, "hookpoint": hookpoint, "layer": int(number)}
     weights = digest([facts, file_digest(folder / "weights.safetensors")])
-    return Dictionary(name, int(number), model, facts, weights)
+    return Dictionary(name, int(number), model, load_token_means(folder, facts), facts, weights)
 
 
 def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
@@ -170,10 +173,14 @@ def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
             f"dictionary {dictionary.name} reads vectors of width {dictionary.model.d_in}, "
             f"{subject.config.subject} has {subject.d_model}; use the subject it was trained on"
         )
+    rows = int(subject.model.get_input_embeddings().weight.shape[0])
+    if dictionary.means is not None and dictionary.means.by_token.shape != (rows, subject.d_model):
+        found = f"means of {len(dictionary.means.by_token)} tokens, {subject.config.subject} has {rows}"
+        raise InputError(f"dictionary {dictionary.name} holds {found}; use the subject it was trained on")
 
 
 def _artifact_config(config: CacheConfig, corpus: CorpusConfig, dictionary: Dictionary) -> dict[str, Any]:
-    names = ("hookpoint", "layer", "seed", "k", "n_latents")
+    names = ("hookpoint", "layer", "seed", "k", "n_latents", "skip_embed")
     facts = {name: dictionary.facts.get(name) for name in names}
     settings = {"tokens": config.tokens, "repeat": config.repeat, "corpus": corpus_settings(corpus)}
     result: dict[str, Any] = plain({"dictionary": dictionary.name, **facts, **settings})
@@ -196,15 +203,23 @@ def _cache(
     """One pass over both splits; tokens are numbered in the order in which the subject reads them."""
     layers = [d.layer for d in dictionaries]
     entries = [EntryWriter(w.partial, d.model.n_latents) for w, d in zip(writers, dictionaries, strict=True)]
-    texts = _Texts(writers[0].partial / ".token_ids")
+    texts = TextWriter(writers[0].partial / ".token_ids")
     for d in dictionaries:
         d.model.to(subject.device)
+    means = [d.means.to(subject.device) if d.means else None for d in dictionaries]
     bar = tqdm(total=sum(s.n_tokens for s in stores), unit="tok", unit_scale=True, desc="caching", mininterval=1.0)
     for place, store in enumerate(stores):
-        texts.begin(place, store)
+        first_document = texts.begin_split(place, store.document_ids)
         batches = store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
-        for batch in stream(subject, store, layers, batches):
-            index = texts.add(batch)
+        for batch in without_token_means(stream(subject, store, layers, batches), means):
+            contexts = batch.batch.contexts
+            numbers = texts.add(
+                batch.batch.ids,
+                batch.batch.lengths,
+                store.document_index[contexts] + first_document,
+                store.starts[contexts],
+            )
+            index = numbers[batch.usable.numpy()]
             for x, d, entry in zip(batch.layers, dictionaries, entries, strict=True):
                 _add(x, d.model, entry, index)
             bar.update(len(batch.token_ids))
@@ -228,47 +243,6 @@ def _add(x: torch.Tensor, model: SparseAutoencoder, entries: EntryWriter, index:
     active = (values > 0).numpy()
     tokens = np.broadcast_to(index[:, None], active.shape)
     entries.add(tokens[active], indices.numpy()[active], values.numpy()[active])
-
-
-class _Texts:
-    """The cached contexts, numbered as they come. Tokens go to a scratch file; memory grows with the contexts alone."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.documents: list[str] = []
-        self._columns: dict[str, list[np.ndarray[Any, Any]]] = {
-            name: [] for name in ("length", "context_document", "context_start", "context_split")
-        }
-        self._scratch = scratch
-        self._stream = scratch.open("wb")
-        self._n_tokens = 0
-
-    def begin(self, place: int, store: ContextStore) -> None:
-        """Go on with the contexts of another split."""
-        self._place, self._store, self._first_document = place, store, len(self.documents)
-        self.documents += store.document_ids
-
-    def add(self, batch: ActivationBatch) -> np.ndarray[Any, Any]:
-        """Number a batch's tokens; returns the numbers of its usable positions, int64 [token], ascending."""
-        contexts, lengths, ids = batch.batch.contexts, batch.batch.lengths, batch.batch.ids
-        inside = np.arange(ids.shape[1]) < lengths[:, None]
-        self._columns["length"].append(lengths.astype(np.int64))
-        self._stream.write(ids[inside].astype(np.uint32).tobytes())
-        documents = self._store.document_index[contexts] + self._first_document
-        self._columns["context_document"].append(documents.astype(np.uint32))
-        self._columns["context_start"].append(self._store.starts[contexts].astype(np.uint32))
-        self._columns["context_split"].append(np.full(len(contexts), self._place, np.uint8))
-        numbers: np.ndarray[Any, Any] = np.zeros(ids.shape, np.int64)
-        numbers[inside] = np.arange(self._n_tokens, self._n_tokens + int(lengths.sum()))
-        self._n_tokens += int(lengths.sum())
-        usable: np.ndarray[Any, Any] = numbers[batch.usable.numpy()]
-        return usable
-
-    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The arrays of tokens.safetensors; the tokens stay on disk."""
-        self._stream.close()
-        whole = {name: np.concatenate(parts) for name, parts in self._columns.items()}
-        offsets = np.concatenate([[0], np.cumsum(whole.pop("length"))]).astype(np.int64)
-        return {"context_offsets": offsets, "token_ids": np.memmap(self._scratch, np.uint32, "r"), **whole}
 
 
 @torch.no_grad()

@@ -11,19 +11,44 @@ from safetensors.torch import load_file, save_file
 
 from sae.artifacts import read_json, write_json
 from sae.errors import InputError
+from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
 
 ARCHITECTURE = "topk"
+TOKEN_MEANS = "token_means.safetensors"
 TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "scale")
 
 
-def save_dictionary(folder: Path, model: SparseAutoencoder, facts: dict[str, Any]) -> None:
-    """Write a dictionary; `facts` (hookpoint, layer, seed ...) go into its config beside the shapes."""
+def save_dictionary(
+    folder: Path, model: SparseAutoencoder, facts: dict[str, Any], means: TokenMean | None = None
+) -> None:
+    """Write a dictionary; `facts` (hookpoint, layer, seed ...) go into its config beside the shapes.
+
+    `means` are the token means that are taken off its inputs.
+    """
     save_file(
         {name: getattr(model, name).detach().cpu().contiguous() for name in TENSORS}, folder / "weights.safetensors"
     )
     shapes = {"architecture": ARCHITECTURE, "d_in": model.d_in, "n_latents": model.n_latents, "k": model.k}
-    write_json(folder / "config.json", {**shapes, **facts})
+    write_json(folder / "config.json", {**shapes, "skip_embed": means is not None, **facts})
+    if means is not None:
+        tensors = {"mean": means.mean, "by_token": means.by_token}
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, folder / TOKEN_MEANS)
+
+
+def load_token_means(folder: Path, facts: dict[str, Any]) -> TokenMean | None:
+    """The token means that a dictionary wants taken off its inputs; None for an ordinary one.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    if not facts.get("skip_embed"):
+        return None
+    try:
+        tensors = load_file(folder / TOKEN_MEANS)
+        return TokenMean(tensors["mean"], tensors["by_token"])
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{folder / TOKEN_MEANS} cannot be used ({error}); train the dictionary again") from None
 
 
 def load_dictionary(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:

@@ -79,6 +79,8 @@ class SAEConfig:
     """Latents active per token."""
     expansion: int = 16
     """Latents per input dimension."""
+    skip_embed: bool = False
+    """Take each token's mean vector off first: what is left is what the context adds."""
 
     def __post_init__(self) -> None:
         _at_least(1, k=self.k, expansion=self.expansion)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae.activations import SUBJECT_BATCH_TOKENS, stream
+from sae.activations import SUBJECT_BATCH_TOKENS, stream, without_token_means
 from sae.contexts import ContextStore
-from sae.metrics import BaselineFitter, ReconstructionCounter
+from sae.metrics import BaselineFitter, ReconstructionCounter, TokenMean
 from sae.model import SparseAutoencoder
 from sae.subject import Subject
 
@@ -21,14 +21,18 @@ def evaluate(
     layers: Sequence[int],
     models: Sequence[SparseAutoencoder],
     fitters: Sequence[BaselineFitter],
+    means: Sequence[TokenMean | None],
 ) -> list[dict[str, Any]]:
-    """Metrics of each dictionary on held-out documents, and beside them a token-mean lookup's and a PCA's."""
+    """Metrics of each dictionary on held-out documents, and beside them a token-mean lookup's and a PCA's.
+
+    Dictionaries with `means` see, and are measured on, what is left without them.
+    """
     lookups = [fitter.token_mean() for fitter in fitters]
     projections = [f.pca(model.k) for f, model in zip(fitters, models, strict=True)]
     counters = [[ReconstructionCounter(subject.d_model) for _ in range(3)] for _ in layers]
     active = [0] * len(layers)
     batches = held_out.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
-    for batch in stream(subject, held_out, layers, batches):
+    for batch in without_token_means(stream(subject, held_out, layers, batches), means):
         tokens = batch.token_ids.to(subject.device)
         for place, x in enumerate(batch.layers):
             with torch.no_grad():

@@ -14,7 +14,7 @@ Layout of a cache folder (`docs/artifacts.md` has an example of each):
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -173,6 +173,56 @@ def save_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
     codes = {np.dtype(kind): code for code, kind in DTYPES.items()}
     for name, view in create_tensors(path, {n: (codes[a.dtype], a.shape) for n, a in arrays.items()}).items():
         view[...] = arrays[name]
+
+
+class TextWriter:
+    """The cached contexts, numbered as they come. Tokens go to a scratch file; memory grows with the contexts alone."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.documents: list[str] = []
+        self._columns: dict[str, list[Array]] = {
+            name: [] for name in ("length", "context_document", "context_start", "context_split")
+        }
+        self._scratch = scratch
+        self._stream = scratch.open("wb")
+        self._n_tokens = 0
+        self._split = 0
+
+    def begin_split(self, split: int, documents: Sequence[str]) -> int:
+        """Go on with the contexts of another split; returns the number of its first document."""
+        self._split, first = split, len(self.documents)
+        self.documents += documents
+        return first
+
+    def add(self, ids: Array, lengths: Array, documents: Array, starts: Array) -> Array:
+        """Add contexts, padded on the right.
+
+        Args:
+            ids: [context, position].
+            lengths: [context].
+            documents: number of each context's document, [context].
+            starts: place of its first token in the document, [context].
+
+        Returns:
+            The number of each token, int64 [context, position], 0 on padding; ascending within the splits.
+        """
+        inside = np.arange(ids.shape[1]) < lengths[:, None]
+        self._stream.write(ids[inside].astype(np.uint32).tobytes())
+        self._columns["length"].append(lengths.astype(np.int64))
+        self._columns["context_document"].append(documents.astype(np.uint32))
+        self._columns["context_start"].append(starts.astype(np.uint32))
+        self._columns["context_split"].append(np.full(len(lengths), self._split, np.uint8))
+        numbers: Array = np.zeros(ids.shape, np.int64)
+        numbers[inside] = np.arange(self._n_tokens, self._n_tokens + int(lengths.sum()))
+        self._n_tokens += int(lengths.sum())
+        return numbers
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays of tokens.safetensors; the tokens stay on disk."""
+        self._stream.close()
+        whole = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        offsets = np.concatenate([[0], np.cumsum(whole.pop("length"))]).astype(np.int64)
+        return {"context_offsets": offsets, "token_ids": np.memmap(self._scratch, np.uint32, "r"), **whole}
 
 
 class EntryWriter:

@@ -58,6 +58,10 @@ class TokenMean:
         """The predictions [token, d_in]."""
         return self.by_token[token_ids]
 
+    def to(self, device: torch.device) -> TokenMean:
+        """The same on another device."""
+        return TokenMean(self.mean.to(device), self.by_token.to(device))
+
 
 @dataclass(frozen=True)
 class PCA:

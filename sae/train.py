@@ -17,17 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, shuffled, stream
-from sae.artifacts import (
-    ArtifactWriter,
-    claim_run,
-    completed,
-    dictionary_folder,
-    plain,
-    read_json,
-    write_json,
-    writing,
-)
+from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, shuffled, stream, without_token_means
+from sae.artifacts import ArtifactWriter, completed, dictionary_folder, plain, read_json, write_json, writing
 from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
 from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
@@ -36,8 +27,9 @@ from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus, overl
 from sae.errors import InputError
 from sae.evaluate import evaluate
 from sae.memory import keep_freed_memory
-from sae.metrics import BaselineFitter
+from sae.metrics import BaselineFitter, TokenMean
 from sae.model import SparseAutoencoder
+from sae.runs import claim_run
 from sae.sources import subject_digest, subject_identity
 from sae.subject import Subject, load_subject
 
@@ -61,6 +53,7 @@ def dictionary_slug(layer: int, sae: SAEConfig, seed: int) -> str:
     parts = [f"layers.{layer}"]
     parts += [f"k{sae.k}"] if sae.k != defaults.k else []
     parts += [f"x{sae.expansion}"] if sae.expansion != defaults.expansion else []
+    parts += ["skip-embed"] if sae.skip_embed else []
     return ".".join(parts + ([f"s{seed}"] if seed else []))
 
 
@@ -167,10 +160,11 @@ def _train_layers(args: Arguments, subject: Subject, corpus: Corpus, writers: di
     store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
     held_out = prepare_contexts(corpus, subject.tokenizer, "score", config.eval_tokens, context, repeat=True)
     layers = list(writers)
+    means = _token_means(subject, store, layers, args) if args.sae.skip_embed else [None] * len(layers)
     fitters = _fitters(subject, len(layers))
     generator = torch.Generator().manual_seed(config.seed)
-    stream = _fitted(subject, store, layers, fitters, config)
-    batches = shuffled(stream, config.batch_tokens, config.buffer_tokens, generator)
+    vectors = _fitted(without_token_means(_vectors(subject, store, layers, config), means), fitters)
+    batches = shuffled(vectors, config.batch_tokens, config.buffer_tokens, generator)
     first = next(batches)
     trainers = [_trainer(args, subject, layer, x) for layer, x in zip(layers, first, strict=True)]
     with contextlib.ExitStack() as stack:
@@ -180,10 +174,12 @@ def _train_layers(args: Arguments, subject: Subject, corpus: Corpus, writers: di
         if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
             raise InputError(f"training at layer {layer} diverged; pass a lower --learning-rate or --dtype float32")
     seconds = time.time() - started
-    results = evaluate(subject, held_out, layers, [t.model for t in trainers], fitters)
+    results = evaluate(subject, held_out, layers, [t.model for t in trainers], fitters, means)
     shared = overlap(corpus)
-    for (layer, writer), trainer, result in zip(writers.items(), trainers, results, strict=True):
-        _save(writer, trainer, layer, result, args)
+    for (layer, writer), trainer, result, mean in zip(writers.items(), trainers, results, means, strict=True):
+        facts = {"hookpoint": f"layers.{layer}", "layer": layer, "seed": config.seed}
+        save_dictionary(writer.partial, trainer.model, facts, mean)
+        _save_metrics(writer, trainer, result, args)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
         writer.finish({**counts, "overlap": shared}, {"training_seconds": round(seconds, 3)})
 
@@ -198,15 +194,32 @@ def _fitters(subject: Subject, n: int) -> list[BaselineFitter]:
     return [BaselineFitter(vocabulary, subject.d_model, subject.device) for _ in range(n)]
 
 
-def _fitted(
-    subject: Subject, store: ContextStore, layers: list[int], fitters: list[BaselineFitter], config: TrainConfig
+def _vectors(
+    subject: Subject, store: ContextStore, layers: Sequence[int], config: TrainConfig
 ) -> Iterator[ActivationBatch]:
-    """The activation stream, which the baselines see on its way to the dictionaries."""
+    """The training split's vectors; every call gives the same."""
     order = np.random.default_rng(config.seed)
-    for batch in stream(subject, store, layers, store.batches(SUBJECT_BATCH_TOKENS, order, config.tokens)):
+    return stream(subject, store, layers, store.batches(SUBJECT_BATCH_TOKENS, order, config.tokens))
+
+
+def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
+    """The activation stream, which the baselines see on its way to the dictionaries."""
+    for batch in batches:
         for fitter, x in zip(fitters, batch.layers, strict=True):
             fitter.update(x, batch.token_ids)
         yield batch
+
+
+def _token_means(
+    subject: Subject, store: ContextStore, layers: Sequence[int], args: Arguments
+) -> list[TokenMean | None]:
+    """Each token's mean vector over the training split, from a pass of its own."""
+    fitters = _fitters(subject, len(layers))
+    batches = _fitted(_vectors(subject, store, layers, args.train), fitters)
+    with tqdm(total=args.train.tokens, unit="tok", unit_scale=True, desc="token means", mininterval=1.0) as bar:
+        for batch in batches:
+            bar.update(len(batch.token_ids))
+    return [fitter.token_mean() for fitter in fitters]
 
 
 def _trainer(args: Arguments, subject: Subject, layer: int, sample: Tensor) -> Trainer:
@@ -217,9 +230,7 @@ def _trainer(args: Arguments, subject: Subject, layer: int, sample: Tensor) -> T
     return Trainer(model, learning_rate(args.train, n_latents))
 
 
-def _save(writer: ArtifactWriter, trainer: Trainer, layer: int, result: dict[str, Any], args: Arguments) -> None:
-    facts = {"hookpoint": f"layers.{layer}", "layer": layer, "seed": args.train.seed}
-    save_dictionary(writer.partial, trainer.model, facts)
+def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, Any], args: Arguments) -> None:
     window = args.train.dead_after * args.train.tokens
     dead = {"dead_share": trainer.dead_share(window), "dead_after_tokens": int(window)}
     metrics = {**result, **dead, "k": trainer.model.k, "n_tokens_train": trainer.tokens}
@@ -235,7 +246,7 @@ def _artifact_config(args: Arguments, identity: dict[str, Any], layer: int) -> d
         "hookpoint": f"layers.{layer}",
         "layer": layer,
     }
-    settings = {"seed": args.train.seed, "k": args.sae.k, "expansion": args.sae.expansion}
+    settings = {"seed": args.train.seed, **dataclasses.asdict(args.sae)}
     known = {
         name: value for name, value in identity.items() if name != "subject" or not identity["subject_fingerprint"]
     }

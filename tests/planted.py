@@ -16,8 +16,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from sae.artifacts import claim_run, dictionary_folder, latents_folder, write_json, writing
+from sae.artifacts import dictionary_folder, latents_folder, write_json, writing
 from sae.latents import EntryWriter, LatentCache, save_tensors
+from sae.runs import claim_run
 
 DICTIONARY = "layers.1"
 TOKEN, NOISE, BIGRAM, RARE, DENSE, DEAD = range(6)

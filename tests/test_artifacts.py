@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sae.artifacts import (
-    claim_run,
-    complete_folders,
-    completed,
-    natural_key,
-    read_manifest,
-    read_run,
-    writing,
-)
+from sae.artifacts import complete_folders, completed, natural_key, read_manifest, writing
 from sae.errors import InputError
+from sae.runs import claim_run, read_run
 
 
 def _make(folder: Path, text: str = "x", config: object = None) -> str:

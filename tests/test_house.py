@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH_FREE = {"sae.artifacts", "sae.cli", "sae.config", "sae.errors", "sae.latents"}
+TORCH_FREE = {"sae.artifacts", "sae.cli", "sae.config", "sae.errors", "sae.latents", "sae.runs"}
 HEAVY = {"torch", "transformers", "vllm", "datasets"}
 STAGES = {"autointerp.explain", "autointerp.score"}
 

@@ -7,13 +7,17 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sae.checkpoint import load_dictionary, save_dictionary
-from sae.config import SAEConfig, TrainConfig
+from sae.cache import main as cache_main
+from sae.checkpoint import load_dictionary, load_token_means, save_dictionary
+from sae.config import SAEConfig, SubjectConfig, TrainConfig
 from sae.errors import InputError
+from sae.latents import LatentCache
 from sae.model import SparseAutoencoder
+from sae.subject import load_subject, residuals
 from sae.train import Trainer, dictionary_slug, learning_rate, main, schedule, train
 
 
@@ -166,3 +170,27 @@ def test_a_dictionary_comes_back_from_disk_and_damage_is_one_line(tmp_path: Path
     save_dictionary(tmp_path, model, {})
     with pytest.raises(InputError, match="not finite"):
         load_dictionary(tmp_path)
+
+
+def test_skip_embed_leaves_nothing_that_a_token_lookup_could_tell(
+    tmp_path: Path, neox_folder: Path, corpus_file: Path
+) -> None:
+    run = tmp_path / "run"
+    main([*_flags(run, neox_folder, corpus_file), "--layers", "0", "1", "--skip-embed"])
+    folder = run / "sae" / "layers.1.k4.x2.skip-embed"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    # What the token's mean explains is gone, so a second lookup explains nothing.
+    assert metrics["fvu_token_mean"] == pytest.approx(1, abs=0.1)
+    facts = json.loads((folder / "config.json").read_text())
+    means = load_token_means(folder, facts)
+    assert means is not None and means.by_token.shape == (400, 32)
+    cache_main(["--run", str(run), "--tokens", "3000"])
+    cache = LatentCache.open(run / "latents" / folder.name)
+    model, _ = load_dictionary(folder)
+    subject = load_subject(SubjectConfig(str(neox_folder)))
+    begin, end = cache.context_offsets[3:5]
+    ids = torch.from_numpy(cache.token_ids[begin:end].astype(np.int64))
+    (x,) = residuals(subject, ids[None], torch.zeros(1), torch.zeros(1), [1])
+    values, indices = model.encode(x[0] - means.by_token[ids])
+    expected = sorted(indices[5][values[5] > 0].tolist())
+    assert [n for n in range(cache.n_latents) if begin + 5 in cache.entries(n)[0]] == expected
