@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import combinations, islice, repeat
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sae import pydocs, texts
+from sae.artifacts import write_json
 from sae.config import CorpusConfig
 from sae.errors import InputError
 from sae.pydocs import Document
@@ -171,6 +174,19 @@ def overlap(corpus: Corpus, n_documents: int = 10_000, length: int = 13) -> dict
             "documents": round(float((by_document > 0.5).mean()), 4),
         }
     return {"words": length, "documents_read": n_documents, "shares": shares}
+
+
+def kept_overlap(corpus: Corpus) -> dict[str, Any]:
+    """`overlap` of a corpus, kept in the user's cache folder: every dictionary of a corpus reports the same."""
+    path = pydocs.cache_folder() / "overlaps" / f"{corpus.fingerprint}.json"
+    with suppress(OSError, ValueError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(kept, dict):
+            return kept
+    found = overlap(corpus)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    return found
 
 
 def open_corpus(config: CorpusConfig) -> Corpus:

@@ -23,7 +23,7 @@ from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
 from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import ContextStore, prepare_contexts
-from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus, overlap
+from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
 from sae.errors import InputError
 from sae.evaluate import evaluate
 from sae.memory import keep_freed_memory
@@ -175,7 +175,7 @@ def _train_layers(args: Arguments, subject: Subject, corpus: Corpus, writers: di
             raise InputError(f"training at layer {layer} diverged; pass a lower --learning-rate or --dtype float32")
     seconds = time.time() - started
     results = evaluate(subject, held_out, layers, [t.model for t in trainers], fitters, means)
-    shared = overlap(corpus)
+    shared = kept_overlap(corpus)
     for (layer, writer), trainer, result, mean in zip(writers.items(), trainers, results, means, strict=True):
         facts = {"hookpoint": f"layers.{layer}", "layer": layer, "seed": config.seed}
         save_dictionary(writer.partial, trainer.model, facts, mean)

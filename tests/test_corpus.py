@@ -14,7 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from sae.config import CorpusConfig
-from sae.corpus import PYDOCS_SPLITS, SPLITS, Corpus, NearDuplicates, open_corpus, overlap, split_of, word_shingles
+from sae.corpus import (
+    PYDOCS_SPLITS,
+    SPLITS,
+    Corpus,
+    NearDuplicates,
+    kept_overlap,
+    open_corpus,
+    overlap,
+    split_of,
+    word_shingles,
+)
 from sae.errors import InputError
 from sae.pydocs import Document
 
@@ -261,3 +271,17 @@ def test_a_folder_without_a_train_split_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "test.parquet")
     with pytest.raises(InputError, match="cannot read the train split"):
         opened(tmp_path)
+
+
+def test_the_overlap_is_computed_once_and_again_where_it_was_damaged(
+    corpus_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path))
+    opened = open_corpus(CorpusConfig(str(corpus_file)))
+    first = kept_overlap(opened)
+    assert first == overlap(opened)
+    monkeypatch.setattr("sae.corpus.overlap", lambda _: {"made": "again"})
+    assert kept_overlap(opened) == first
+    (path,) = tmp_path.glob("overlaps/*.json")
+    path.write_text("{", encoding="utf-8")
+    assert kept_overlap(opened) == {"made": "again"}
