@@ -1,0 +1,211 @@
+"""Measures of every latent of several runs, as one frame and as the tables that are read off it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from benchmarks.reading import subject_label, variant_label, variant_rank
+
+from autointerp.artifacts import MEASURES as MEASURES_FILE
+from autointerp.stats import CLUSTERS, Estimate
+from benchmarks.contrasts import MEASURES, Contrast, contrasts_of, learned_computation, mean_of
+from benchmarks.discriminate import ALL, discrimination_table
+from benchmarks.tables import UNDEFINED, table, written
+from sae.artifacts import complete_folders, latents_folder, read_manifest
+from sae.errors import InputError
+from sae.runs import read_run
+
+
+def read_measures(runs: Sequence[Path]) -> pd.DataFrame:
+    """The measures of every latent of every dictionary of the runs that have been measured: one row a latent.
+
+    Raises:
+        InputError: a table is damaged, or was made from another cache than the present one.
+    """
+    frames = [frame for run in runs for frame in _read_run(run)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _read_run(run: Path) -> list[pd.DataFrame]:
+    held, frames = read_run(run), []
+    for folder in complete_folders(run / "measures"):
+        mend = f"remove {folder} and make it again with python -m autointerp.measure --run {run}"
+        manifest = read_manifest(folder, "measures", mend)
+        cache = read_manifest(latents_folder(run, folder.name), "latents", mend)
+        if manifest.parents["latents"] != cache.fingerprint:
+            raise InputError(f"{folder} measures another cache than the present one; {mend}")
+        try:
+            frame = pd.read_parquet(folder / MEASURES_FILE)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder / MEASURES_FILE} is damaged ({error}); {mend}") from None
+        made = cache.config
+        hookpoint = str(made.get("hookpoint") or folder.name) + (" skip-embed" if made.get("skip_embed") else "")
+        about = {
+            "subject": subject_label(held),
+            "variant": variant_label(held),
+            "dictionary": hookpoint,
+            "shape": f"k {made.get('k')}, {len(frame)} latents",
+            "layer": made.get("layer"),
+            "seed": int(made.get("seed") or 0),
+            "variant_seed": int(held.get("variant_seed") or 0),
+        }
+        frames.append(frame.assign(**about, run=str(run), cached=folder.name))
+    return frames
+
+
+def _with_draws(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with dictionaries told apart by size where a hookpoint has several, and draws by their seed.
+
+    The seed is the dictionary's; where a variant has several draws of the network for one, it is the network's.
+    """
+    several = frame.groupby(["subject", "dictionary"])["shape"].transform("nunique") > 1
+    sized = frame["dictionary"] + " (" + frame["shape"] + ")"
+    frame = frame.assign(dictionary=frame["dictionary"].where(~several, sized))
+    draws = frame.groupby(["subject", "variant", "dictionary", "seed"])["run"].transform("nunique")
+    return frame.assign(seed=frame["seed"].where(draws == 1, frame["variant_seed"]))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that is read off the measures of one subject on one corpus."""
+
+    subject: str
+    frame: pd.DataFrame
+    contrasts: list[Contrast]
+    discrimination: pd.DataFrame
+
+    @classmethod
+    def of(cls, subject: str, frame: pd.DataFrame) -> Measured:
+        """Compare and classify the latents of a frame."""
+        return cls(subject, frame, contrasts_of(frame), discrimination_table(frame))
+
+    @property
+    def groups(self) -> list[tuple[str, str, pd.DataFrame]]:
+        """(dictionary, variant, latents), by layer, the trained variant first."""
+        ordered = self.frame.assign(rank=self.frame["variant"].map(variant_rank)).sort_values(
+            ["layer", "dictionary", "rank", "variant"], kind="stable"
+        )
+        keys = ["dictionary", "variant"]
+        return [(str(d), str(v), part) for (d, v), part in ordered.groupby(keys, sort=False)]
+
+    @property
+    def markdown(self) -> str:
+        """The tables as a person reads them."""
+        return "\n".join([*self._means(), "", *self._contrasts(), "", *self._discrimination()]) + "\n"
+
+    def _means(self) -> list[str]:
+        known = [measure for measure in MEASURES if measure.column in self.frame]
+        header = ["dictionary", "variant", "measured", *(m.label for m in known), "token-determined", "not measured"]
+        rows = []
+        for dictionary, variant, part in self.groups:
+            measured = part[part["eligible"]]
+            living = int((part["density"] > 0).sum())
+            determined = f"{measured['token_determined'].mean():.1%}" if len(measured) else UNDEFINED
+            means = [written(mean_of(part, m.column), m.spec) for m in known]
+            counts = f"{living - len(measured)} too rare, {len(part) - living} dead"
+            rows.append([dictionary, variant, str(len(measured)), *means, determined, counts])
+        title = ["## Every latent, no judge", "", f"Subject and corpus: {self.subject}.", ""]
+        return [*title, *table(header, rows), "", *(f"- {note}" for note in self._mean_notes())]
+
+    def _mean_notes(self) -> list[str]:
+        seeds = self.frame.groupby("variant")["seed"].nunique().max()
+        over = (
+            f"intervals over {seeds} seeds (t over their means)"
+            if seeds > 1
+            else "intervals over latents only; one draw of each network and dictionary"
+        )
+        return [
+            f"Mean over latents that fire often enough in both splits, {over}.",
+            "Predictors are fitted on the explain split and met by the score split. Context gain: what the left "
+            "context (bigram or trie of four tokens) adds to the token. Token-determined: no token comes both with and "
+            "without the latent, so that nothing is left to tell.",
+            "† AUROC does not notice missing or extra labels (NeuronEval); average precision (AP) does.",
+        ]
+
+    def _contrasts(self) -> list[str]:
+        if not self.contrasts:
+            return ["No trained run and null to compare."]
+        header = [
+            "measure",
+            "null",
+            "trained − null [95 %]",
+            "Hedges' g",
+            "density-matched",
+            "p (Holm)",
+            "margin",
+            "verdict",
+        ]
+        rows = [
+            [
+                c.measure.label,
+                c.null,
+                written(c.difference.difference, f"+{c.measure.spec}"),
+                UNDEFINED if c.difference.effect is None else f"{c.difference.effect.value:+.2f}",
+                UNDEFINED if math.isnan(c.matched) else f"{c.matched:+{c.measure.spec}}",
+                UNDEFINED if c.p is None else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}",
+                f"{c.measure.margin:g}",
+                c.verdict,
+            ]
+            for c in self.contrasts
+        ]
+        unit = self.contrasts[0].difference.difference
+        counted = f"over {unit.n} seeds, paired" if unit.unit == CLUSTERS else "over latents only; one draw of each"
+        return [
+            "## Trained minus each null",
+            "",
+            *table(header, rows),
+            "",
+            f"- Evidence of learned computation: **{learned_computation(self.contrasts)}**.",
+            f"- Mean over dictionaries; intervals {counted}. p values and verdicts are adjusted for {len(rows)} "
+            "comparisons (Holm). Equivalent: two one-sided tests put the difference within the margin.",
+            "- Density-matched: the same difference among latents that fire equally often.",
+        ]
+
+    def _discrimination(self) -> list[str]:
+        if self.discrimination.empty:
+            return ["Which measures tell trained from random is not known: it takes two layers or seeds of both."]
+        wide = self.discrimination.pivot(index="measure", columns="null", values="auroc")
+        order = [m for m in [*(m.label for m in MEASURES), ALL] if m in wide.index]
+        rows = [[name, *("" if pd.isna(x) else f"{x:.3f}" for x in wide.loc[name])] for name in order]
+        return [
+            "## Which measures tell a trained network's latents from a null's",
+            "",
+            *table(["measure", *map(str, wide.columns)], rows),
+            "",
+            "- AUROC of gradient boosting on held-out pairs of layer and seed (0.5: cannot tell). The trained network "
+            "is one network, whatever the seed.",
+        ]
+
+    def long_table(self) -> pd.DataFrame:
+        """All numbers, unrounded, one a row."""
+        rows: list[dict[str, Any]] = []
+        for dictionary, variant, part in self.groups:
+            for measure in MEASURES:
+                if measure.column in part and (mean := mean_of(part, measure.column)) is not None:
+                    about = {"dictionary": dictionary, "variant": variant, "quantity": measure.column}
+                    rows.append({**about, **_numbers(mean)})
+        for c in self.contrasts:
+            about = {"variant": c.null, "quantity": f"{c.measure.column}_trained_minus_this"}
+            tests = {"p_holm": c.p, "p_equivalent_holm": c.p_equivalent, "margin": c.measure.margin}
+            more = {"density_matched": c.matched, "verdict": c.verdict}
+            rows.append({**about, **_numbers(c.difference.difference), **tests, **more})
+        for row in self.discrimination.to_dict("records"):
+            about = {"variant": row["null"], "quantity": f"discrimination: {row['measure']}"}
+            rows.append({**about, "value": row["auroc"], "low": row["low"], "high": row["high"], "n": row["n_groups"]})
+        return pd.DataFrame([{"subject": self.subject, **row} for row in rows])
+
+
+def _numbers(estimate: Estimate) -> dict[str, Any]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n, "unit": estimate.unit}
+
+
+def sections_of(frame: pd.DataFrame) -> list[Measured]:
+    """One part for each subject on each corpus."""
+    if frame.empty:
+        return []
+    return [Measured.of(str(name), part) for name, part in _with_draws(frame).groupby("subject", sort=False)]

@@ -1,0 +1,23 @@
+"""Cells and rows of Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from autointerp.stats import Estimate
+
+UNDEFINED = "–"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def written(estimate: Estimate | None, spec: str) -> str:
+    """An estimate with its interval, as far as there is one."""
+    if estimate is None:
+        return UNDEFINED
+    if estimate.low is None or estimate.high is None:
+        return format(estimate.value, spec)
+    return f"{estimate.value:{spec}} [{estimate.low:{spec}}, {estimate.high:{spec}}]"
