@@ -11,14 +11,13 @@ import csv
 import dataclasses
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from autointerp.records import Explanation, ExplanationStatus, Judgement, Usage
-from sae.artifacts import Manifest, complete_folders, digest
+from sae.artifacts import Manifest, complete_folders, dictionary_folder, digest, latents_folder, read_manifest
 from sae.errors import InputError
 from sae.latents import LatentCache
 
@@ -30,7 +29,7 @@ COLUMNS = (
     *("dictionary", "variant", "layer", "seed", "latent", "explainer", "explainer_model", "scorer", "judge"),
     *("n", "n_positive", "n_failed", "density"),
     *("auroc", "average_precision", "balanced_accuracy", "f1", "precision", "recall"),
-    *("status", "graded", "reason"),
+    *("iou", "correlation", "null", "n_skipped", "status", "graded", "reason"),
 )
 
 Row = dict[str, Any]
@@ -46,9 +45,10 @@ def explanations_folder(run: Path, dictionary: str, explainer: str, model: str) 
     return run / "explanations" / dictionary / f"{slug(explainer)}@{slug(model)}"
 
 
-def scores_folder(run: Path, explanations: Path, scorer: str, judge: str) -> Path:
-    """Where the scores of one folder of explanations live."""
-    return run / "scores" / explanations.parent.name / explanations.name / f"{slug(scorer)}@{slug(judge)}"
+def scores_folder(run: Path, explanations: Path, scorer: str, judge: str, null: str = "") -> Path:
+    """Where the scores of one folder of explanations live, or a null of them."""
+    name = f"{slug(scorer)}@{slug(judge)}" + (f"+{slug(null)}" if null else "")
+    return run / "scores" / explanations.parent.name / explanations.name / name
 
 
 def explanation_folders(run: Path) -> list[Path]:
@@ -69,7 +69,23 @@ def latent_caches(run: Path, names: Sequence[str]) -> dict[str, LatentCache]:
     for name in names:
         if name not in folders:
             raise InputError(f"no cached dictionary {name!r} in {run}; there are {', '.join(folders)}")
-    return {name: LatentCache.open(folder) for name, folder in folders.items() if not names or name in names}
+    return {name: open_cache(run, name) for name in folders if not names or name in names}
+
+
+def open_cache(run: Path, dictionary: str) -> LatentCache:
+    """The latent cache of a dictionary, which must be of the run's own dictionary of that name where there is one.
+
+    Raises:
+        InputError: it is missing or damaged, or of another dictionary than the run has now under that name.
+    """
+    cache = LatentCache.open(latents_folder(run, dictionary))
+    own = dictionary_folder(run, dictionary)
+    if (own / "manifest.json").exists():
+        made = read_manifest(own, "sae", f"remove it and make it again with python -m sae.train --run {run}")
+        if cache.manifest.parents.get("dictionary") != made.fingerprint:
+            mend = f"python -m sae.cache --run {run} --overwrite"
+            raise InputError(f"{cache.folder} is of another dictionary than {own} is now; {mend}")
+    return cache
 
 
 class Journal:
@@ -102,29 +118,40 @@ class Journal:
 
     def add(self, slot: tuple[int, int], key: str, rows: Sequence[Any], usage: Usage) -> None:
         """Append the rows that one answer gave (dataclasses), and make sure that a kill cannot take them away."""
-        entry = {
-            "slot": list(slot),
-            "key": key,
-            "usage": [usage.prompt_tokens, usage.completion_tokens],
-            "rows": [_plain_row(row) for row in rows],
-        }
         place = self._stream.seek(0, 2)
-        self._stream.write(line(entry).encode())
+        entry = _entry(slot, key, rows, usage)
+        self._stream.write(entry)
         self._stream.flush()
-        self._note(entry, place)
+        self._note(json.loads(entry), place)
 
     def rows(self, latent: int, number: int) -> list[Row]:
         """The rows of a request's last answer."""
         self._stream.seek(self._places[latent, number][2])
         return cast(list[Row], json.loads(self._stream.readline())["rows"])
 
-    def adopt(self, rows: Iterable[Row], usage: Usage) -> None:
-        """Take over the rows of a complete artifact, of which some are to be asked again, and what they have cost."""
-        numbers: Counter[int] = Counter()
-        for (latent, key), group in groupby(rows, key=lambda row: (row["latent"], row["request_key"])):
-            self.add((latent, numbers[latent]), key, list(group), usage)
-            numbers[latent] += 1
-            usage = Usage()
+    def adopt(self, rows: Iterable[Explanation | Judgement], per_request: int, usage: Usage) -> None:
+        """Take over the rows of a complete artifact, of which some are to be asked again, and what they have cost.
+
+        Only the last request about a latent has fewer rows than the others, so that equal requests which follow each
+        other, as duplicate texts make them, can be told apart. A kill leaves the journal as it was, or with all rows.
+
+        Args:
+            rows: the rows, in the order of the requests.
+            per_request: rows of a request.
+            usage: what all of them have cost.
+        """
+        whole = self.path.with_suffix(".adopted")
+        with whole.open("wb") as stream:
+            for latent, group in groupby(rows, key=lambda row: row.latent):
+                answers = (list(same) for _, same in groupby(group, key=lambda row: row.request_key))
+                cut = [same[i : i + per_request] for same in answers for i in range(0, len(same), per_request)]
+                for number, part in enumerate(cut):
+                    stream.write(_entry((latent, number), part[0].request_key, part, usage))
+                    usage = Usage()
+        self._stream.close()
+        whole.replace(self.path)
+        self._stream = self.path.open("a+b")
+        self._read_back()
 
     def costs(self) -> dict[str, int]:
         """What all answers so far have cost, for the manifest; a request that was sent again counts again."""
@@ -152,6 +179,11 @@ class Journal:
         prompt, completion = entry["usage"]
         self.usage = Usage(self.usage.prompt_tokens + prompt, self.usage.completion_tokens + completion)
         self.n_answers += 1
+
+
+def _entry(slot: tuple[int, int], key: str, rows: Sequence[Any], usage: Usage) -> bytes:
+    used = [usage.prompt_tokens, usage.completion_tokens]
+    return line({"slot": list(slot), "key": key, "usage": used, "rows": [_plain_row(row) for row in rows]}).encode()
 
 
 def usage_of(manifest: Manifest) -> Usage:
@@ -183,16 +215,20 @@ def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             table.writerow(["" if row[name] is None else row[name] for name in COLUMNS])
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file of JSON lines, in their order."""
-    with path.open(encoding="utf-8") as stream:
-        for text in stream:
-            yield json.loads(text)
-
-
 def read_judgements(folder: Path) -> Iterator[Judgement]:
-    """The judgements of complete scores, in their order."""
-    return (Judgement(**row) for row in read_rows(folder / JUDGEMENTS))
+    """The judgements of complete scores, in their order.
+
+    Raises:
+        InputError: the file is missing, or a line is no judgement.
+    """
+    path = folder / JUDGEMENTS
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for text in stream:
+                yield Judgement(**json.loads(text))
+    except (OSError, ValueError, TypeError) as error:
+        mend = f"remove {folder} and make it again with python -m autointerp.score"
+        raise InputError(f"{path} is damaged ({error}); {mend}") from None
 
 
 def read_explanations(folder: Path, n_latents: int) -> list[Explanation]:
@@ -205,10 +241,11 @@ def read_explanations(folder: Path, n_latents: int) -> list[Explanation]:
     """
     path = folder / EXPLANATIONS
     found: dict[int, Explanation] = {}
+    remake = f"remove {folder} and make it again with python -m autointerp.explain"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); make it again with python -m autointerp.explain") from None
+        raise InputError(f"{path} cannot be read ({error}); {remake}") from None
     for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
@@ -217,7 +254,7 @@ def read_explanations(folder: Path, n_latents: int) -> list[Explanation]:
             if explanation.latent in found:
                 raise ValueError(f"latent {explanation.latent} comes twice")
         except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} line {number}: {error}; mend the line or make the file again") from None
+            raise InputError(f"{path} line {number}: {error}; mend the line, or {remake}") from None
         found[explanation.latent] = explanation
     return list(found.values())
 
@@ -231,6 +268,8 @@ def _explanation(row: Any, n_latents: int) -> Explanation:
         raise ValueError(f"latent must be a whole number from 0 to {n_latents - 1}, found {latent!r}")
     if not (text is None or isinstance(text, str)):
         raise ValueError(f"text must be a sentence or null, found {text!r}")
+    if text is not None and re.search("[\ud800-\udfff]", text):
+        raise ValueError("text holds half of a character pair, which cannot be sent or written")
     status = row.get("status", "ok")
     if status not in get_args(ExplanationStatus):
         raise ValueError(f"status must be one of {', '.join(get_args(ExplanationStatus))}, found {status!r}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import tyro
+
+OFFLINE: Final = "offline"
+"""The client that asks no LLM, and its model's name; its scores are lexical predictability, never interpretability."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class ExamplesConfig:
 class ClientConfig:
     """Who answers: a server that speaks the chat-completions protocol, or rules without an LLM."""
 
-    client: Literal["offline", "openai", "vllm"] = "offline"
+    client: Literal["offline", "openai", "vllm"] = OFFLINE
     """offline (rules, no LLM) or openai (any compatible server; the key is read from OPENAI_API_KEY)."""
     model: str | None = None
     """Name of the model, as the server knows it."""
@@ -81,6 +84,8 @@ class ScoreConfig:
     """Folder of the run."""
     scorers: tuple[str, ...] = ("detection", "fuzzing")
     """Which questions to ask about each explanation."""
+    nulls: tuple[str, ...] = ()
+    """Nulls to make beside the real scores: shuffled (asks the judge), always-no, always-yes, echo-token, oracle."""
     explainer: str | None = None
     """Only explanations of this explainer; by default all of the run."""
     dictionary: tuple[str, ...] = ()

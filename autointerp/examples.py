@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from autointerp.config import ExamplesConfig
+from autointerp.pieces import Pieces, read_tokenizer
 from autointerp.records import Example, LatentExamples
-from sae.errors import InputError
 from sae.latents import LatentCache
 
 Eligibility = Literal["ok", "too_rare", "too_dense"]
@@ -27,7 +26,6 @@ Ints = npt.NDArray[np.int64]
 
 POOL = 20_000
 """Score contexts among which the matching non-activating ones are looked for; keeps the time flat in large caches."""
-UNDECODED = "\ufffd"
 TRAIN, CONTRAST, TEST, MATCH, PLACE = range(5)
 
 
@@ -39,44 +37,6 @@ def sample_latents(cache: LatentCache, n: int, seed: int) -> list[int]:
     """
     alive = np.flatnonzero(np.diff(cache.offsets) > 0)
     return sorted(np.random.default_rng([seed]).permutation(alive)[:n].tolist())
-
-
-class Pieces:
-    """Token ids to strings whose concatenation is the text, also where a character is spread over several tokens."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
-        # Decoders like Llama's drop the space before the first token, so no token is decoded as the first one.
-        ids = (tokenizer.token_to_id(token) for token in ("a", "▁a", "Ġa", "."))
-        self._anchor = [next((i for i in ids if i is not None), 0)]
-        self._skip = len(self._raw(self._anchor))
-
-    def __call__(self, ids: Sequence[int]) -> list[str]:
-        """One string per token. Of a run of tokens that decode only together the first gets the text, the others ''."""
-        strings = [self._one(i) for i in ids]
-        start = 0
-        while start < len(strings):
-            stop = start + 1
-            if UNDECODED in strings[start]:
-                text = strings[start]
-                while UNDECODED in text and stop < len(strings) and UNDECODED in strings[stop]:
-                    stop += 1
-                    text = self._decode(ids[start:stop])
-                strings[start:stop] = [text] + [""] * (stop - start - 1)
-            start = stop
-        return strings
-
-    def _one(self, token_id: int) -> str:
-        if token_id not in self._known:
-            self._known[token_id] = self._decode([token_id])
-        return self._known[token_id]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._raw([*self._anchor, *ids])[self._skip :]
-
-    def _raw(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 @dataclass(frozen=True)
@@ -109,21 +69,13 @@ class Firings:
         return np.asarray(np.searchsorted(self.token, start) == np.searchsorted(self.token, stop))
 
 
-def _tokenizer(cache: LatentCache) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(cache.tokenizer_file))
-    except Exception as error:  # the library raises no narrower class
-        mend = f"remove {cache.folder} and make it again with python -m sae.cache"
-        raise InputError(f"{cache.tokenizer_file} is damaged ({error}); {mend}") from None
-
-
 class ExampleSampler:
     """Draws the windows of one latent after the other."""
 
     def __init__(self, cache: LatentCache, config: ExamplesConfig) -> None:
         self.cache = cache
         self.config = config
-        self._pieces = Pieces(_tokenizer(cache))
+        self._pieces = Pieces(read_tokenizer(cache))
         self._offsets: Ints = np.asarray(cache.context_offsets, np.int64)
         self._lengths: Ints = np.diff(self._offsets)
         self._split = np.asarray(cache.context_split)
@@ -145,6 +97,13 @@ class ExampleSampler:
         if examples is None:
             raise ValueError(f"latent {latent} is {status}: {reason}")
         return examples
+
+    def heaviest_token(self, latent: int) -> str:
+        """The token on which most of a latent's activation in the explain split lies, as windows spell it."""
+        token, activation = self.cache.entries(latent)
+        explain = self._split[self.cache.contexts_of(token)] == 0
+        mass = np.bincount(self.cache.token_ids[token[explain]], weights=activation[explain])
+        return self._pieces([int(mass.argmax())])[0]
 
     def density(self, latent: int) -> float:
         """Share of the usable tokens of both splits on which a latent fires."""
@@ -218,6 +177,18 @@ class ExampleSampler:
         start = np.clip(place - before, 0, self._lengths[context] - length)
         return Windows(context, start, length)
 
+    def _peak_odds(self, context: int, start: int, length: int) -> tuple[float, ...]:
+        """P(the window starts here | its peak is on its token i), [length], as `_around_peaks` places windows.
+
+        A window at the beginning of its context has its peak early more often than others, one at the end late.
+        """
+        window, whole = self.config.window, int(self._lengths[context])
+        before, token = np.arange(window // 2, window)[:, None], np.arange(length)
+        if length == whole:
+            return (1.0,) * length
+        at_edge = before >= token if start == 0 else before <= token if start + length == whole else before == token
+        return tuple(np.mean(at_edge, axis=0).tolist())
+
     @cached_property
     def _grid(self) -> Windows:
         """The explain split cut into windows of nearly equal lengths: every token is in one, so none is favoured."""
@@ -275,7 +246,8 @@ class ExampleSampler:
             # A token without a visible character hands its activation to the one that shows it.
             if not tokens[j] and activations[j]:
                 activations[j - 1], activations[j] = max(activations[j - 1], activations[j]), 0
-        return Example(f"c{context}.s{start}.n{length}", tuple(tokens), tuple(activations.tolist()))
+        odds = self._peak_odds(context, start, length)
+        return Example(f"c{context}.s{start}.n{length}", tuple(tokens), tuple(activations.tolist()), odds)
 
     def _weights(self, fires: Firings, train: Sequence[Example], contrast: Sequence[Example]) -> tuple[float, float]:
         """Weights under which the windows' firing and silent tokens add up to those of the explain split.

@@ -20,7 +20,6 @@ from autointerp.artifacts import (
     explanations_folder,
     latent_caches,
     read_explanations,
-    read_rows,
     rows_digest,
     usage_of,
     write_rows,
@@ -29,10 +28,11 @@ from autointerp.clients import make_client, sampling_of
 from autointerp.config import ExplainConfig
 from autointerp.examples import ExampleSampler, sample_latents
 from autointerp.explainers import make_explainer
+from autointerp.jobs import make_missing
 from autointerp.judging import Question, ask_missing
 from autointerp.prompting import Prompts
 from autointerp.records import Completion, Explainer, Explanation, LLMClient, Sampling
-from sae.artifacts import Manifest, completed, plain, writing
+from sae.artifacts import Manifest, plain, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.latents import LatentCache
@@ -66,14 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     explainer = make_explainer(config.explainer, config.client.client, prompts)
     client = make_client(config.client)
     jobs = list(_jobs(config, explainer.name, client, prompts))
-    done = [completed(job.folder, KIND, job.settings, job.parents, config.overwrite) for job in jobs]
-    for job, manifest in zip(jobs, done, strict=True):
-        if manifest is not None and not (config.retry_errors and manifest.counts["failed"].get("error")):
-            LOG.info("%s is complete", job.folder)
-            print(result_line(job.folder, manifest), flush=True)
-            continue
-        made = explain_dictionary(job, explainer, client, config, manifest)
-        print(result_line(job.folder, made), flush=True)
+
+    def make(job: Job, earlier: Manifest | None) -> Manifest:
+        return explain_dictionary(job, explainer, client, config, earlier)
+
+    make_missing(jobs, KIND, config, make, result_line)
 
 
 def explain_dictionary(
@@ -93,15 +90,19 @@ def explain_dictionary(
         LOG.info("%s: %d latents live, fewer than asked; all are taken", job.dictionary, len(latents))
     sampler = ExampleSampler(job.cache, config.examples)
     explaining = _Explaining(explainer, client.model, sampler, sampling_of(config.client))
+    kept = read_explanations(job.folder, job.cache.n_latents) if earlier is not None else []
+    # A sentence that a person has typed in is no answer to a request, and is not asked for again.
+    typed = {row.latent: plain(row) for row in kept if row.text and not row.request_key}
+    explaining.unexplained |= typed
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
-            journal.adopt(
-                (row for row in read_rows(job.folder / EXPLANATIONS) if row["request_key"]), usage_of(earlier)
-            )
+            journal.adopt([row for row in kept if row.request_key], 1, usage_of(earlier))
         label = f"{job.dictionary} {explainer.name}"
         total = max(len(latents) - len(journal), 0)
-        ask_missing(explaining.questions(latents), journal, client, config.client.concurrency, label, total)
-        rows = [explaining.unexplained.get(latent) or journal.rows(latent, 0)[0] for latent in latents]
+        asked = [latent for latent in latents if latent not in typed]
+        ask_missing(explaining.questions(asked), journal, client, config.client.concurrency, label, total)
+        everything = sorted({*latents, *typed})
+        rows = [explaining.unexplained.get(latent) or journal.rows(latent, 0)[0] for latent in everything]
         write_rows(writer.partial / EXPLANATIONS, rows)
         written = read_explanations(writer.partial, job.cache.n_latents)
         counts = {**_counts(written), **journal.costs(), "rows_digest": rows_digest(written)}

@@ -10,6 +10,7 @@ from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
     f1_score,
+    jaccard_score,
     precision_score,
     recall_score,
     roc_auc_score,
@@ -19,15 +20,19 @@ from sae.latents import LatentCache
 
 THRESHOLD = 0.5
 """A score of at least this counts as a yes."""
-METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "precision", "recall")
+METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "precision", "recall", "iou", "correlation")
+BLIND_TO = {"auroc": "extra", "balanced_accuracy": "extra", "precision": "missing", "recall": "extra"}
+"""Metrics that, where positives are few, hardly fall if an explanation names as much again that is wrong (extra labels)
+or only half of what is right (missing labels): the tests of Oikarinen et al. (2025). All others pass both."""
 ENTRIES_AT_ONCE = 4_000_000
 
 
 def latent_metrics(y_true: Sequence[int], y_score: Sequence[float]) -> dict[str, float | None]:
     """Metrics of one latent's judgements; None where one is undefined.
 
-    Without both classes nothing is defined. Precision is undefined where nothing is predicted, and f1 is then 0, since
-    no positive is found: 2 tp / (2 tp + fp + fn).
+    Without both classes nothing is defined. Precision is undefined where nothing is predicted, and f1 and iou are then
+    0, since no positive is found: f1 = 2 tp / (2 tp + fp + fn), iou = tp / (tp + fp + fn). Correlation is Pearson's,
+    of y_true and the score itself; it is undefined where all scores are equal. For hard answers it is phi.
     """
     truth, score = np.asarray(y_true), np.asarray(y_score, float)
     if len(np.unique(truth)) < 2:
@@ -40,6 +45,8 @@ def latent_metrics(y_true: Sequence[int], y_score: Sequence[float]) -> dict[str,
         "f1": float(f1_score(truth, predicted, zero_division=0.0)),
         "precision": float(precision_score(truth, predicted)) if predicted.any() else None,
         "recall": float(recall_score(truth, predicted)),
+        "iou": float(jaccard_score(truth, predicted, zero_division=0.0)),
+        "correlation": float(np.corrcoef(truth, score)[0, 1]) if np.ptp(score) else None,
     }
 
 

@@ -22,6 +22,8 @@ from sae.errors import InputError
 
 MARKS = (("<<", ">>"), ("[[", "]]"), ("{{", "}}"), ("⟦", "⟧"), ("⟪", "⟫"))
 """Marks to choose from, the usual ones first."""
+MARK_ABOVE = 0.3
+"""Tokens above this share of their window's peak are marked, for explainer and judge; as in Delphi."""
 
 
 class Prompts:
@@ -64,7 +66,10 @@ class Prompts:
     def digest(self, task: str) -> str:
         """sha256 of all files of a task, which is part of an artifact's configuration."""
         files = sorted(p for p in (self.folder / task).glob("*") if p.suffix in (".j2", ".json"))
-        return digest({p.name: p.read_text(encoding="utf-8") for p in files})
+        try:
+            return digest({p.name: p.read_text(encoding="utf-8") for p in files})
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.folder / task} holds a file that is not UTF-8 text ({error}); mend it") from None
 
     def _worked(self, task: str) -> list[dict[str, Any]]:
         path = self.folder / task / "examples.json"
@@ -81,8 +86,10 @@ class Prompts:
             return self._environment.get_template(name).render(context).strip()
         except jinja2.TemplateNotFound as error:
             raise InputError(f"{self.folder / str(error.name)} is missing; add it or leave --prompts out") from None
-        except jinja2.TemplateError as error:
-            raise InputError(f"{self.folder / name} cannot be rendered: {error}; mend the template") from None
+        # A template is a program of the user's: it can fail in every way that a program can.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self.folder / name} cannot be rendered: {reason}; mend the template") from None
 
 
 def _built_in() -> Path:

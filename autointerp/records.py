@@ -10,6 +10,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+REFUSED = ("refusal", "content_filter")
+"""Values of `Completion.finish_reason` which mean that the model would not answer."""
+
 Status = Literal["ok", "unparseable", "refused", "truncated", "error"]
 """What became of an answer; only `ok` carries a result."""
 
@@ -28,6 +31,8 @@ class Example:
     id: str
     tokens: tuple[str, ...]
     activations: tuple[float, ...]
+    peak_odds: tuple[float, ...] = ()
+    """How likely the window would lie where it does if its peak were on each token, [n_tokens]; empty: all alike."""
 
     @property
     def text(self) -> str:
@@ -103,7 +108,9 @@ class Request:
         }
         if not self.messages:
             sent["context"] = self.context
-        return hashlib.sha256(json.dumps(sent, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+        whole = json.dumps(sent, sort_keys=True, ensure_ascii=False, default=str)
+        # Half of a character pair, as hand-made texts may hold it, has no encoding of its own.
+        return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,10 @@ class Trial:
     request: Request
     example_ids: tuple[str, ...]
     y_true: tuple[int, ...]
+    tokens: tuple[tuple[str, ...], ...] = ()
+    """The tokens of each text, which nulls look at and no client sees."""
+    highlighted: tuple[tuple[str, ...], ...] = ()
+    """The highlighted tokens of each text, where texts have highlights."""
 
 
 @dataclass(frozen=True)

@@ -8,31 +8,44 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import tyro
 
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from autointerp.config import OFFLINE
+from autointerp.metrics import BLIND_TO
+from autointerp.nulls import NULLS, ORACLE, SHUFFLED
 from autointerp.stats import Estimate
-from benchmarks.comparison import ONE_TOKEN, SAE_METRICS, TRAINED, Line, Scores, lines_of, read_scores
+from benchmarks.comparison import TRAINED, Line, lines_of, long_table
+from benchmarks.reading import ONE_TOKEN, Scores, read_scores
 from benchmarks.suite import ROOT, Suite, run_suite
 from sae.cli import parse, run_stage
 from sae.config import VARIANTS
 from sae.errors import InputError
 
-HEADER = (
-    *("dictionary", "scorer", "variant", "AUROC [95 %]", "trained − this [95 %]", "Hedges' g [95 %]"),
-    *("balanced accuracy", "FVU", "token mean", "PCA", "one-token", "scored", "rare / dense", "failed"),
-)
-OFFLINE = "offline"
 UNDEFINED = "–"
+BLIND = "†"
+NAMES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+}
+"""Metrics as the table calls them."""
+
+FLOORS = (
+    "The same trials judged with another latent's sentence of like density (shuffled), by always or never saying yes, "
+    "by looking for the latent's heaviest token alone (echo-token), and by the truth (oracle)."
+)
+
+Column = tuple[str, Callable[[Line], str]]
 
 
 @dataclass(frozen=True)
@@ -77,9 +90,17 @@ def sections_of(scores: Sequence[Scores]) -> list[list[Line]]:
 
 def markdown(lines: Sequence[Line]) -> str:
     """A section as a person reads it: title, table, notes."""
-    table = [HEADER, tuple("---" for _ in HEADER), *(_cells(line, _labels(lines)) for line in lines)]
-    rows = ["| " + " | ".join(row) + " |" for row in table]
-    return "\n".join([*_title(lines), "", *rows, "", *(f"- {note}" for note in _notes(lines)), ""])
+    text = [*_title(lines), "", *_table(_columns(lines), lines), "", *(f"- {note}" for note in _notes(lines)), ""]
+    with_nulls = [line for line in lines if line.nulls]
+    if with_nulls:
+        text += ["## Floors and ceilings", "", *_table(_null_columns(with_nulls), with_nulls), "", f"- {FLOORS}", ""]
+    return "\n".join(text)
+
+
+def _table(columns: Sequence[Column], lines: Sequence[Line]) -> list[str]:
+    rows = [[header for header, _ in columns], ["---"] * len(columns)]
+    rows += [[cell(line) for _, cell in columns] for line in lines]
+    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _title(lines: Sequence[Line]) -> list[str]:
@@ -100,24 +121,57 @@ def _labels(lines: Sequence[Line]) -> dict[Any, str]:
     return {(h, k, n): f"{h} (k {k}, {n} latents)" if h in several else h for h, k, n in shapes}
 
 
-def _cells(line: Line, labels: dict[Any, str]) -> tuple[str, ...]:
-    question, counts, difference = line.question, line.counts, line.difference
-    accuracy = line.mean("balanced_accuracy")
-    failed = f"{counts['judgements_failed']} of {counts['judgements']}"
-    return (
-        labels[question.hookpoint, question.k, question.n_latents],
-        question.scorer,
-        line.variant,
-        _interval(line.mean("auroc"), ".3f"),
-        _interval(difference.difference if difference else None, "+.3f"),
-        _interval(difference.effect if difference else None, "+.2f"),
-        UNDEFINED if accuracy is None else f"{accuracy.value:.3f}",
-        *(_number(line.reconstruction(name), ".3f") for name in ("fvu", "fvu_token_mean", "fvu_pca")),
-        _number(line.one_token, ".1%"),
-        str(counts["latents_scored"]),
-        f"{counts['latents_too_rare']} / {counts['latents_too_dense']}",
-        failed,
-    )
+def _columns(lines: Sequence[Line]) -> list[Column]:
+    """The table; floor and ceiling only where some line has them."""
+    has = {null for line in lines for null in line.nulls}
+    floors: list[tuple[str, str]] = [("floor [95 %]", SHUFFLED), ("ceiling", ORACLE)]
+    return [
+        *_place(lines),
+        (f"{_marked('auroc')} [95 %]", lambda line: _interval(line.mean("auroc"), ".3f")),
+        *((header, _null_cell(null, "auroc")) for header, null in floors if null in has),
+        ("trained − this [95 %]", lambda line: _interval(line.difference and line.difference.difference, "+.3f")),
+        ("Hedges' g [95 %]", lambda line: _interval(line.difference and line.difference.effect, "+.2f")),
+        *((_marked(name), _mean_cell(name)) for name in ("average_precision", "f1", "balanced_accuracy")),
+        ("FVU", lambda line: _number(line.reconstruction("fvu"), ".3f")),
+        ("token mean", lambda line: _number(line.reconstruction("fvu_token_mean"), ".3f")),
+        ("PCA", lambda line: _number(line.reconstruction("fvu_pca"), ".3f")),
+        ("one-token", lambda line: _number(line.one_token, ".1%")),
+        ("scored", lambda line: str(line.counts["latents_scored"])),
+        ("rare / dense", lambda line: f"{line.counts['latents_too_rare']} / {line.counts['latents_too_dense']}"),
+        ("failed", lambda line: f"{line.counts['judgements_failed']} of {line.counts['judgements']}"),
+    ]
+
+
+def _null_columns(lines: Sequence[Line]) -> list[Column]:
+    names = [null for null in NULLS if any(null in line.nulls for line in lines)]
+    metrics = ("auroc", "balanced_accuracy")
+    return [*_place(lines), *((f"{null} {NAMES[name]}", _null_cell(null, name)) for null in names for name in metrics)]
+
+
+def _place(lines: Sequence[Line]) -> list[Column]:
+    labels = _labels(lines)
+    return [
+        ("dictionary", lambda line: labels[line.question.hookpoint, line.question.k, line.question.n_latents]),
+        ("scorer", lambda line: line.question.scorer),
+        ("variant", lambda line: line.variant),
+    ]
+
+
+def _marked(metric: str) -> str:
+    return NAMES[metric] + (f" {BLIND}" if metric in BLIND_TO else "")
+
+
+def _mean_cell(metric: str) -> Callable[[Line], str]:
+    return lambda line: UNDEFINED if (mean := line.mean(metric)) is None else f"{mean.value:.3f}"
+
+
+def _null_cell(null: str, metric: str) -> Callable[[Line], str]:
+    def cell(line: Line) -> str:
+        mean = line.null_mean(null, metric)
+        # What asks nobody is the same for all latents, or nearly so: an interval would say nothing.
+        return UNDEFINED if mean is None else _interval(mean, ".3f") if null == SHUFFLED else f"{mean.value:.3f}"
+
+    return cell
 
 
 def _number(value: float, spec: str) -> str:
@@ -144,11 +198,17 @@ def _notes(lines: Sequence[Line]) -> list[str]:
         notes.append("Interval over latents only; one draw of each network and dictionary.")
     else:
         notes.append(
-            f"Up to {draws} draws of a variant: t interval over the draws' means; a variant with one draw has its "
-            "interval over latents only. Hedges' g is over latents."
+            f"Up to {draws} draws of a variant: a seed draws the dictionary where the network is given (trained, "
+            "step0), and network and dictionary where it is random; so the former's interval says nothing of other "
+            "networks. t interval over the draws' means; a variant with one draw has its interval over latents only. "
+            "Hedges' g is over latents."
         )
     if not all(part.graded for line in lines for part in line.parts):
         notes.append("The judge gives hard answers: AUROC equals balanced accuracy.")
+    notes.append(
+        f"{BLIND}: falls hardly at all, where positives are few, if an explanation names as much again that is wrong "
+        "(extra-labels test of Oikarinen et al. 2025); average precision and F1 do."
+    )
     notes += _learning(lines) + _missing(lines) + _mismatches(lines)
     notes.append(
         "FVU on held-out documents, lower is better, beside that of a per-token-mean lookup and of a PCA of k "
@@ -186,29 +246,23 @@ def _mismatches(lines: Sequence[Line]) -> list[str]:
     notes: dict[str, None] = {}
     for _, group in groupby(lines, key=lambda line: line.question):
         parts = [part for line in group for part in line.parts]
-        for name in parts[0].settings:
-            found = {str(part.settings[name]): part for part in parts}
-            if len(found) > 1:
-                shown = "; ".join(f"{part.variant}: {value}" for value, part in found.items())
-                notes[f"Settings differ, and a difference may come from that: {name} ({shown})."] = None
+        for name, found in _differing(parts):
+            shown = "; ".join(f"{variant}: {value}" for value, variant in found.items())
+            notes[f"Settings differ, and a difference may come from that: {name} ({shown})."] = None
     return list(notes)
 
 
-def long_table(sections: Sequence[Sequence[Line]]) -> pd.DataFrame:
-    """All numbers, unrounded, one a row."""
-    rows = []
-    for line in (line for lines in sections for line in lines):
-        subject, question, difference = line.parts[0].subject, line.question, line.difference
-        about = {"subject": subject.name, "corpus": subject.corpus, **vars(question), "variant": line.variant}
-        estimates = {name: line.mean(name) for name in ("auroc", "balanced_accuracy")}
-        if difference:
-            estimates |= {"auroc_trained_minus_this": difference.difference, "hedges_g": difference.effect}
-        for name, estimate in estimates.items():
-            rows.append({**about, "quantity": name, **(vars(estimate) if estimate else {})})
-        single = {name: line.reconstruction(name) for name in SAE_METRICS}
-        single |= {"one_token_share": line.one_token, "draws": line.n_draws, **line.counts}
-        rows += [{**about, "quantity": name, "value": value} for name, value in single.items()]
-    return pd.DataFrame(rows)
+def _differing(parts: Sequence[Scores]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Name of each setting that is not the same in all parts, and a variant that has it by value."""
+    for name in parts[0].settings:
+        values = [part.settings[name] for part in parts]
+        groups = [value for value in values if isinstance(value, dict)]
+        inner = sorted(set().union(*groups)) if len(groups) == len(values) else [None]
+        for key in inner:
+            own = [value if key is None else value.get(key, "not known") for value in values]
+            found = {"not known" if v is None else str(v): part.variant for v, part in zip(own, parts, strict=True)}
+            if len(found) > 1:
+                yield name if key is None else f"{name} {key}", found
 
 
 def _write(out: Path, files: dict[str, str]) -> None:

@@ -1,81 +1,26 @@
-"""Scores of several runs side by side: what is read, what is matched with what, and the numbers of the table."""
+"""Scores of several runs side by side: what is matched with what, and the numbers of the table."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from autointerp.artifacts import SCORES, explanation_folders
-from autointerp.metrics import METRICS, token_concentration
+from autointerp.metrics import METRICS
+from autointerp.nulls import NULLS
 from autointerp.stats import Difference, Estimate, cluster_means, mean_difference, mean_interval
-from sae.artifacts import complete_folders, dictionary_folder, latents_folder, read_json, read_manifest
-from sae.errors import InputError
-from sae.latents import LatentCache
-from sae.runs import read_run
+from benchmarks.reading import Question, Scores
 
-ONE_TOKEN = 0.9
-"""Share of a latent's activation mass on one token id above which it counts as a one-token latent."""
 TRAINED = "trained"
 SAE_METRICS = ("fvu", "fvu_token_mean", "fvu_pca", "cosine", "l0", "dead_share")
 UNSCORED = ("too_rare", "too_dense")
-
-Draw = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What runs must share to be compared."""
-
-    name: str
-    revision: str
-    corpus: str
-    corpus_fingerprint: str
-
-
-@dataclass(frozen=True)
-class Question:
-    """What scores must share to be compared: the dictionary's place and size, who explained, who judged, how."""
-
-    hookpoint: str
-    k: int | None
-    n_latents: int | None
-    explainer: str
-    explainer_model: str
-    judge: str
-    scorer: str
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """One dictionary of one run: how well it reconstructs, and how many of its latents are one-token latents."""
-
-    config: dict[str, Any]
-    metrics: dict[str, float]
-    one_token: float
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One scorer's scores of one dictionary in one run."""
-
-    run: Path
-    subject: Subject
-    variant: str
-    draw: Draw
-    """Seeds of the variant and of the dictionary."""
-    question: Question
-    graded: bool
-    settings: dict[str, Any]
-    table: pd.DataFrame
-    dictionary: Dictionary
 
 
 @dataclass(frozen=True)
@@ -86,15 +31,21 @@ class Line:
     variant: str
     parts: tuple[Scores, ...]
     trained: tuple[Scores, ...]
+    nulls: dict[str, tuple[Scores, ...]] = field(default_factory=dict)
+    """Nulls of the same draws, by name, in the order in which they are always named."""
 
     @property
     def n_draws(self) -> int:
-        """Draws of the network and the dictionary."""
+        """Draws of the dictionary, and of the network where it is random."""
         return len(self.parts)
 
     def mean(self, metric: str) -> Estimate | None:
         """Mean over latents; with several draws the mean of their means, and the interval is over these."""
         return mean_interval(_sample(self.parts, metric, over_draws=self.n_draws > 1))
+
+    def null_mean(self, null: str, metric: str) -> Estimate | None:
+        """The same of a null; None where no draw has it."""
+        return mean_interval(_sample(self.nulls.get(null, ()), metric, over_draws=self.n_draws > 1))
 
     @cached_property
     def difference(self) -> Difference | None:
@@ -129,6 +80,15 @@ class Line:
             "judgements_failed": int(table["n_failed"].sum()),
         }
 
+    @cached_property
+    def strata(self) -> dict[str, int]:
+        """How many sampled latents were judged, or were too rare or too dense, by decade of their density."""
+        table = pd.concat([part.table for part in self.parts])
+        decade = ["0" if not d else f"1e{math.floor(math.log10(d)):+d}" for d in table["density"]]
+        status = table["status"].where(table["status"].isin(UNSCORED), "eligible")
+        found = Counter(zip(status, decade, strict=True))
+        return {f"latents_{name}_density_{at}": found[name, at] for name, at in sorted(found)}
+
 
 def _sample(parts: Sequence[Scores], metric: str, over_draws: bool) -> list[float]:
     values = [part.table[metric].dropna().tolist() for part in parts]
@@ -138,86 +98,6 @@ def _sample(parts: Sequence[Scores], metric: str, over_draws: bool) -> list[floa
 def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
-
-
-def read_scores(runs: Sequence[Path]) -> list[Scores]:
-    """All complete scores of the runs.
-
-    Raises:
-        InputError: a folder is no run or has no scores, or two runs are the same draw of the same variant.
-    """
-    found = [scores for run in runs for scores in _read_run(run)]
-    owner: dict[Any, Path] = {}
-    for scores in found:
-        key = (scores.subject, scores.variant, scores.draw, scores.question)
-        if key in owner:
-            pair = f"{owner[key]} and {scores.run}"
-            raise InputError(f"{pair} hold the same draw of variant {scores.variant}; name only one of them")
-        owner[key] = scores.run
-    return found
-
-
-def _read_run(run: Path) -> list[Scores]:
-    held = read_run(run)
-    make = f"make them with python -m autointerp.score --run {run}"
-    scored = [
-        scores
-        for explained in explanation_folders(run)
-        for scores in complete_folders(run / "scores" / explained.parent.name / explained.name)
-    ]
-    if not scored:
-        raise InputError(f"{run} has no scores; {make}")
-    dictionaries: dict[str, Dictionary] = {}
-    return [_read_one(run, held, folder, dictionaries) for folder in scored]
-
-
-def _read_one(run: Path, held: dict[str, Any], folder: Path, dictionaries: dict[str, Dictionary]) -> Scores:
-    make = f"remove {folder} and make them again with python -m autointerp.score --run {run}"
-    config = read_manifest(folder, "scores", make).config
-    try:
-        table = pd.read_csv(folder / SCORES)
-        table = table[["latent", "status"]].join(table[["n", "n_failed", *METRICS]].apply(pd.to_numeric))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / SCORES} is damaged ({error}); {make}") from None
-    name = config["dictionary"]
-    if name not in dictionaries:
-        dictionaries[name] = _read_dictionary(run, name)
-    made = dictionaries[name].config
-    scale = held.get("control_scale")
-    variant = held["variant"] + (f" ({scale})" if held["variant"] == "control" and scale not in (None, "unit") else "")
-    subject = (str(held.get(key) or "") for key in ("subject", "revision", "corpus", "corpus_fingerprint"))
-    question = (made.get("hookpoint") or name, made.get("k"), made.get("n_latents"))
-    asked = (config[key] for key in ("explainer", "explainer_model", "judge", "scorer"))
-    settings = {key: config.get(key) for key in ("examples", "examples_per_prompt", "sampling", "prompts")}
-    settings |= {"latents sampled": len(table), "tokens cached": made.get("tokens"), "corpus": made.get("corpus")}
-    settings["tokens trained on"] = dictionaries[name].metrics.get("n_tokens_train")
-    return Scores(
-        run=run,
-        subject=Subject(*subject),
-        variant=variant,
-        draw=(int(held.get("variant_seed") or 0), int(made.get("seed") or 0)),
-        question=Question(*question, *asked),
-        graded=bool(config["graded"]),
-        settings=settings,
-        table=table,
-        dictionary=dictionaries[name],
-    )
-
-
-def _read_dictionary(run: Path, name: str) -> Dictionary:
-    cache = LatentCache.open(latents_folder(run, name))
-    path = dictionary_folder(run, name) / "metrics.json"
-    # A dictionary that was trained elsewhere has no metrics in the run.
-    raw = (
-        read_json(path, f"remove {path.parent} and make it again with python -m sae.train --run {run}")
-        if path.exists()
-        else {}
-    )
-    metrics = {key: float(value) for key, value in raw.items() if isinstance(value, (int, float))}
-    shares = token_concentration(cache)
-    alive = shares[~np.isnan(shares)]
-    one_token = float((alive > ONE_TOKEN).mean()) if len(alive) else float("nan")
-    return Dictionary(cache.manifest.config, metrics, one_token)
 
 
 def lines_of(scores: Sequence[Scores], order: Sequence[str]) -> list[Line]:
@@ -233,7 +113,30 @@ def lines_of(scores: Sequence[Scores], order: Sequence[str]) -> list[Line]:
     lines = []
     for question, of_question in itertools.groupby(sorted(scores, key=place), key=lambda part: part.question):
         parts = list(of_question)
-        trained = tuple(part for part in parts if part.variant == TRAINED)
-        for variant, of_variant in itertools.groupby(parts, key=lambda part: part.variant):
-            lines.append(Line(question, variant, tuple(of_variant), trained))
+        real = [part for part in parts if not part.null]
+        trained = tuple(part for part in real if part.variant == TRAINED)
+        for variant, of_variant in itertools.groupby(real, key=lambda part: part.variant):
+            made = {null: tuple(p for p in parts if p.null == null and p.variant == variant) for null in NULLS}
+            nulls = {null: found for null, found in made.items() if found}
+            lines.append(Line(question, variant, tuple(of_variant), trained, nulls))
     return lines
+
+
+def long_table(sections: Sequence[Sequence[Line]]) -> pd.DataFrame:
+    """All numbers, unrounded, one a row."""
+    rows = []
+    for line in (line for lines in sections for line in lines):
+        subject, question, difference = line.parts[0].subject, line.question, line.difference
+        about = {"subject": subject.name, "corpus": subject.corpus, **vars(question), "variant": line.variant}
+        estimates = {name: line.mean(name) for name in METRICS}
+        if difference:
+            estimates |= {"auroc_trained_minus_this": difference.difference, "hedges_g": difference.effect}
+        for null in line.nulls:
+            name = null.replace("-", "_")
+            estimates |= {f"{name}_{metric}": line.null_mean(null, metric) for metric in METRICS}
+        for name, estimate in estimates.items():
+            rows.append({**about, "quantity": name, **(vars(estimate) if estimate else {})})
+        single = {name: line.reconstruction(name) for name in SAE_METRICS}
+        single |= {"one_token_share": line.one_token, "draws": line.n_draws, **line.counts, **line.strata}
+        rows += [{**about, "quantity": name, "value": value} for name, value in single.items()]
+    return pd.DataFrame(rows)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 from autointerp.quadrants import ENTROPY_CUT, QUADRANTS, SCORE_CUT, quadrant_table
-from benchmarks.reading import Scores
 
 from benchmarks.measured import Measured
+from benchmarks.reading import Scores
 from benchmarks.tables import UNDEFINED, table
 
 ENTROPY = "corrected_entropy"

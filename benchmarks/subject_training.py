@@ -19,7 +19,7 @@ from transformers import GPTNeoXConfig
 
 from sae.contexts import Batch, ContextStore
 from sae.pydocs import cache_folder
-from sae.sources import initial_model
+from sae.weights import initial_model
 
 
 @dataclass(frozen=True)

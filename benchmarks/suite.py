@@ -41,6 +41,8 @@ class Suite:
     """Seeds of dictionary and variant; several give several draws, each a run of its own."""
     n_latents: int | None = None
     scorers: tuple[str, ...] = ()
+    nulls: tuple[str, ...] = ()
+    """Nulls of the scores to make beside them."""
     explainer: str | None = None
     client: str | None = None
     model: str | None = None
@@ -114,7 +116,12 @@ def _flags(suite: Suite, stage: str, run: Path, variant: str, seed: int) -> list
         },
         "cache": {"tokens": suite.cache_tokens, **text},
         "explain": {"explainer": suite.explainer, "n-latents": suite.n_latents, **answering},
-        "score": {"explainer": suite.explainer, "scorers": suite.scorers or None, **answering},
+        "score": {
+            "explainer": suite.explainer,
+            "scorers": suite.scorers or None,
+            "nulls": suite.nulls or None,
+            **answering,
+        },
     }
     return ["--run", str(run), *_spelled(flags[stage])]
 

@@ -32,7 +32,7 @@ from sae.config import CorpusConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, open_corpus
 from sae.errors import InputError
-from sae.sources import weights_digest
+from sae.weights import weights_digest
 
 logger = logging.getLogger("train_subject")
 

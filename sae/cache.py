@@ -39,8 +39,8 @@ from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
 from sae.runs import claim_run, read_run
-from sae.sources import subject_digest, subject_identity
 from sae.subject import Subject, load_subject
+from sae.weights import subject_digest, subject_identity
 
 log = logging.getLogger(__name__)
 N_NEIGHBOURS = 10

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 from sae.config import SubjectConfig
 from sae.errors import InputError
 from sae.randomise import control_embeddings, describe_report, embedding_scale, gaussian_like, permuted, randomise
-from sae.sources import LOAD_ERRORS, cannot_load, find_device, find_dtype, find_source, pretrained, step0
+from sae.weights import LOAD_ERRORS, cannot_load, find_device, find_dtype, find_source, pretrained, step0
 
 log = logging.getLogger(__name__)
 PROBE_TOKENS = 8

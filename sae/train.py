@@ -30,8 +30,8 @@ from sae.memory import keep_freed_memory
 from sae.metrics import BaselineFitter, TokenMean
 from sae.model import SparseAutoencoder
 from sae.runs import claim_run
-from sae.sources import subject_digest, subject_identity
 from sae.subject import Subject, load_subject
+from sae.weights import subject_digest, subject_identity
 
 log = logging.getLogger(__name__)
 LOG_EVERY = 20

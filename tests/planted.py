@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pydoc_data.topics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,18 +102,34 @@ def planted_masks(text: Text, rng: np.random.Generator) -> list[npt.NDArray[np.b
     return [mask & usable for mask in masks]
 
 
+def noise_masks(text: Text, densities: Sequence[float], rng: np.random.Generator) -> list[npt.NDArray[np.bool_]]:
+    """Where latents fire that know nothing of the text, [n_tokens] each; never on the first position of a context."""
+    usable = np.ones(len(text.ids), bool)
+    usable[text.offsets[:-1]] = False
+    return [(rng.random(len(text.ids)) < density) & usable for density in densities]
+
+
 def write_planted_run(
-    folder: Path, variant: str = "trained", seed: int = 0, metrics: dict[str, Any] | None = None
+    folder: Path,
+    variant: str = "trained",
+    seed: int = 0,
+    metrics: dict[str, Any] | None = None,
+    noise: Sequence[float] = (),
 ) -> Path:
-    """Write a run with one dictionary and its complete latent cache; returns the folder."""
+    """Write a run with one dictionary and its complete latent cache; returns the folder.
+
+    With `noise` its latents are not the planted ones but pure noise of these densities.
+    """
     text, rng = tiny_text(), np.random.default_rng([seed, 7])
+    masks = noise_masks(text, noise, rng) if noise else planted_masks(text, rng)
+    n_latents = len(noise) or N_LATENTS
     claim_run(folder, {"subject": "planted", "variant": variant, "corpus": "topics"})
     dictionary = {"dictionary": DICTIONARY, "hookpoint": DICTIONARY, "layer": 1, "seed": seed, "k": 4}
-    dictionary["n_latents"] = N_LATENTS
+    dictionary["n_latents"] = n_latents
     with writing(dictionary_folder(folder, DICTIONARY), "sae", dictionary, {}) as writer:
         write_json(writer.partial / "metrics.json", METRICS | (metrics or {}))
-        sae = writer.finish({"n_latents": N_LATENTS})
-    with writing(latents_folder(folder, DICTIONARY), "latents", dictionary, {"sae": sae.fingerprint}) as writer:
+        sae = writer.finish({"n_latents": n_latents})
+    with writing(latents_folder(folder, DICTIONARY), "latents", dictionary, {"dictionary": sae.fingerprint}) as writer:
         save_tensors(
             writer.partial / "tokens.safetensors",
             {
@@ -123,14 +140,14 @@ def write_planted_run(
                 "context_split": text.split.astype(np.uint8),
             },
         )
-        entries = EntryWriter(writer.partial, N_LATENTS)
-        latent, token = np.nonzero(np.stack(planted_masks(text, rng)))
+        entries = EntryWriter(writer.partial, n_latents)
+        latent, token = np.nonzero(np.stack(masks))
         order = np.argsort(token, kind="stable")
         entries.add(token[order], latent[order], rng.lognormal(0.0, 0.5, len(order)))
         n_entries = entries.finish()
-        cosine = np.zeros((N_LATENTS, 2), np.float32)
+        cosine = np.zeros((n_latents, 2), np.float32)
         save_tensors(
-            writer.partial / "neighbours.safetensors", {"latent": np.zeros((N_LATENTS, 2), np.uint32), "cosine": cosine}
+            writer.partial / "neighbours.safetensors", {"latent": np.zeros((n_latents, 2), np.uint32), "cosine": cosine}
         )
         write_json(writer.partial / "documents.json", text.names)
         tiny_tokenizer().save(str(writer.partial / "tokenizer.json"))

@@ -126,7 +126,7 @@ def test_settings_that_differ_are_named(runs: Path, tmp_path: Path, compare: Any
     text, _ = compare(runs / "trained0", other)
     assert "Settings differ" in text
     assert "tokens trained on (trained: 1000.0; control: 9.0)" in text
-    assert "'n_test': 30" in text
+    assert "examples n_test (trained: 50; control: 30)" in text
     assert "Settings differ" not in compare(runs / "trained0", runs / "control0")[0]
 
 

@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from autointerp.config import ExamplesConfig
-from autointerp.examples import ExampleSampler, Firings, Pieces, Windows, sample_latents
+from autointerp.examples import ExampleSampler, Firings, Windows, sample_latents
+from autointerp.pieces import Pieces
 from autointerp.records import Example, LatentExamples
 from autointerp.scorers.fuzzing import _pairs
 from sae.latents import LatentCache

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer
-from planted import BIGRAM, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted_cache, write_planted_run
+from planted import BIGRAM, DEAD, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted_cache, write_planted_run
 
 from autointerp.artifacts import explanations_folder, read_explanations, slug
 from autointerp.explain import main as explain
@@ -189,6 +189,26 @@ def test_failed_requests_can_be_sent_again_and_only_those(run: Path, capsys: pyt
         shutil.copytree(run, again, ignore=shutil.ignore_patterns("explanations"))
         run_stage(explain, flags(again, server))
     assert read(run) == read(again)
+
+
+def test_what_a_person_typed_in_is_kept_when_failed_requests_are_sent_again(run: Path) -> None:
+    with ChatServer("failing") as server:
+        run_stage(explain, flags(run, server))
+        path = explanations_folder(run, DICTIONARY, "max_activating", MODEL) / "explanations.jsonl"
+        rows = {row["latent"]: row for row in map(json.loads, path.read_text().splitlines())}
+        typed = [{"latent": NOISE, "text": "Mine."}, {"latent": DEAD, "text": "Not sampled."}]
+        edited = {**rows[BIGRAM], "text": "Edited."}
+        path.write_text("\n\n".join(json.dumps(row) for row in (rows[TOKEN], *typed, edited, rows[RARE])))
+        server.mode = "ok"
+        sent = len(server.bodies)
+        assert run_stage(explain, flags(run, server, "--retry-errors")) == 0
+        assert len(server.bodies) == sent + 1
+    found = read(run)
+    assert {latent: row["text"] for latent, row in found.items()} == {
+        **{TOKEN: server.sentence, NOISE: "Mine.", BIGRAM: "Edited."},
+        **{RARE: None, DENSE: None, DEAD: "Not sampled."},
+    }
+    assert [found[latent]["status"] for latent in (TOKEN, NOISE, BIGRAM, DENSE)] == ["ok", "ok", "ok", "too_dense"]
 
 
 @pytest.mark.parametrize(

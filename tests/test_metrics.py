@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from planted import BIGRAM, DEAD, DENSE, NOISE, TOKEN, planted_cache, write_planted_run
 
-from autointerp.metrics import METRICS, latent_metrics, token_concentration
+from autointerp.metrics import BLIND_TO, METRICS, latent_metrics, token_concentration
 
 
 def test_worked_numbers() -> None:
@@ -22,6 +23,8 @@ def test_worked_numbers() -> None:
             "f1": 2 * 2 / (2 * 2 + 1 + 1),
             "precision": 2 / 3,
             "recall": 2 / 3,
+            "iou": 2 / 4,
+            "correlation": np.corrcoef([1, 1, 1, 0, 0], [0.9, 0.6, 0.4, 0.7, 0.3])[0, 1],
         }
     )
 
@@ -48,7 +51,41 @@ def test_without_both_classes_nothing_is_defined(y_true: list[int], y_score: lis
 def test_precision_is_undefined_where_nothing_is_predicted() -> None:
     found = latent_metrics([1, 0], [0.1, 0.0])
     assert found["precision"] is None
-    assert found["recall"] == found["f1"] == 0.0
+    assert found["recall"] == found["f1"] == found["iou"] == 0.0
+
+
+def test_correlation_is_phi_for_hard_answers_and_undefined_where_all_scores_are_equal() -> None:
+    # tp 3, fn 1, fp 1, tn 5: phi = (3 * 5 - 1 * 1) / sqrt(4 * 4 * 6 * 6)
+    truth, answers = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0], [1.0, 1, 1, 0, 1, 0, 0, 0, 0, 0]
+    assert latent_metrics(truth, answers)["correlation"] == pytest.approx(14 / 24)
+    assert latent_metrics([1, 0], [0.7, 0.7])["correlation"] is None
+
+
+def test_which_metrics_notice_missing_and_extra_labels_where_positives_are_few() -> None:
+    """A perfect explanation against one that misses half of the positives, and one that names as many wrong texts.
+
+    A metric notices where it loses a tenth or more of the way from a blind judge to a perfect one.
+    """
+    n, n_positive = 2000, 40
+    rng = np.random.default_rng(0)
+    truth = np.zeros(n, int)
+    truth[:n_positive] = 1
+    missing, extra = truth.astype(float), truth.astype(float)
+    missing[rng.choice(n_positive, n_positive // 2, replace=False)] = 0
+    extra[n_positive + rng.choice(n - n_positive, n_positive, replace=False)] = 1
+    blind = rng.permutation(truth).astype(float)
+
+    def metrics(scores: np.ndarray[Any, Any]) -> dict[str, float]:
+        return {k: v for k, v in latent_metrics(truth.tolist(), scores.tolist()).items() if v is not None}
+
+    best, worst = metrics(truth.astype(float)), metrics(blind)
+    assert set(best) == set(METRICS) and set(best.values()) == {1.0}
+    found = {}
+    for name, labels in (("missing", missing), ("extra", extra)):
+        for metric, value in metrics(labels).items():
+            if (best[metric] - value) / (best[metric] - worst[metric]) < 0.1:
+                found[metric] = name
+    assert found == BLIND_TO
 
 
 @pytest.mark.parametrize("entries_at_once", [1, 300, 10**9])

@@ -16,6 +16,8 @@ from autointerp.examples import ExampleSampler
 from autointerp.explain import main as explain
 from autointerp.metrics import latent_metrics
 from autointerp.score import main as score
+from autointerp.scorers.fuzzing import right_places, wrong_places
+from autointerp.stats import mean_interval
 
 SCORERS = ("detection", "fuzzing")
 
@@ -53,6 +55,41 @@ def test_a_lexical_latent_is_predicted(run: Path, scorer: str, latent: int) -> N
 def test_noise_is_scored_at_chance(run: Path, scorer: str) -> None:
     # Hanley and McNeil: 50 against 50 at 0.5 have a standard error of 0.058.
     assert abs(auroc(run, scorer, NOISE) - 0.5) < 1.96 * 0.058
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 latents that know nothing of the text, rare and frequent ones."""
+    run = write_planted_run(tmp_path_factory.mktemp("noise") / "run", noise=[0.003, 0.01, 0.03] * 16)
+    explain(["--run", str(run)])
+    score(["--run", str(run)])
+    return run
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_the_mean_over_noise_is_chance(noise: Path, scorer: str) -> None:
+    mean = mean_interval([float(row["auroc"]) for row in table(noise, scorer).values() if row["auroc"]])
+    assert mean is not None and mean.n == 48 and mean.low is not None and mean.high is not None
+    # Three standard errors: of 100 means of noise five lie outside of their 95 % interval, and seeds are fixed.
+    assert abs(mean.value - 0.5) < 1.5 * (mean.high - mean.low) / 2 < 0.03
+
+
+def test_the_position_of_highlights_tells_nothing_not_even_beside_that_of_the_window(noise: Path) -> None:
+    """Windows cut off at an end of their context have their peak early or late, and so must wrong highlights be."""
+    sampler, offsets = ExampleSampler(planted_cache(noise), ExamplesConfig()), planted_cache(noise).context_offsets
+    later: dict[str, list[float]] = {"first": [], "middle": [], "last": []}
+    for latent in range(48):
+        rng = np.random.default_rng(latent)
+        for window in sampler.examples(latent).test:
+            context, start, length = (int(part[1:]) for part in window.id.split("."))
+            whole, wrong = int(offsets[context + 1] - offsets[context]), wrong_places(window, rng)
+            if length < whole and wrong is not None:
+                kind = "first" if start == 0 else "last" if start + length == whole else "middle"
+                later[kind].append(float(np.mean(wrong) - np.mean(right_places(window))))
+    for kind, differences in later.items():
+        mean = mean_interval(differences)
+        assert mean is not None and mean.n > 300 and mean.low is not None and mean.high is not None, kind
+        assert abs(mean.value) < 1.5 * (mean.high - mean.low) / 2 < 1.5, kind
 
 
 @pytest.mark.parametrize("scorer", SCORERS)

@@ -75,7 +75,7 @@ def test_no_template_reads_a_label(task: str) -> None:
 
 def own_folder(folder: Path, user: str, system: str = "s") -> Prompts:
     (folder / "score/detection").mkdir(parents=True)
-    (folder / "score/detection/user.j2").write_text(user)
+    (folder / "score/detection/user.j2").write_bytes(user.encode(errors="surrogateescape"))
     (folder / "score/detection/system.j2").write_text(system)
     return Prompts(folder)
 
@@ -91,12 +91,24 @@ def test_own_templates_are_used_and_change_the_digest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("user", "expected"),
-    [("{{ y_true }}", "'y_true' is undefined"), ("{% if %}", "cannot be rendered"), ("{{ 'a' | nope }}", "nope")],
+    [
+        ("{{ texts + 1 }}", "can only concatenate"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("\udcff", "decode"),
+        ("{{ y_true }}", "'y_true' is undefined"),
+        ("{% if %}", "cannot be rendered"),
+        ("{{ 'a' | nope }}", "nope"),
+    ],
 )
 def test_a_broken_template_is_one_line_that_names_it(tmp_path: Path, user: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected) as error:
         own_folder(tmp_path, user).render("score/detection", CONTEXTS["score/detection"])
     assert "user.j2" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_template_that_is_not_utf_8_is_one_line_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"score/detection.*not UTF-8"):
+        own_folder(tmp_path, "\udcff").digest("score/detection")
 
 
 def test_missing_folder_and_missing_template_say_so(tmp_path: Path) -> None:

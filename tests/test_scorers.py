@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_no_template_is_given_a_label_an_activation_or_an_id(scorer: str, exampl
 def test_questions_do_not_change_when_the_truth_does(scorer: str, examples: LatentExamples) -> None:
     """Windows with other activations, but the same texts and highlights, make the same prompts."""
     scaled = [
-        [Example(e.id, e.tokens, tuple(2 * a for a in e.activations)) for e in kind]
+        [dataclasses.replace(e, activations=tuple(2 * a for a in e.activations)) for e in kind]
         for kind in (examples.test, examples.non_activating)
     ]
     other = LatentExamples(9, (), (), (), tuple(scaled[0]), tuple(scaled[1]), density=0.9)
@@ -113,25 +114,26 @@ def test_a_token_is_highlighted_above_three_tenths_of_the_peak() -> None:
     assert right_places(window([9, 0, 10, 0, 9], ["a", "b", "c", "d", ""])) == (2,)
 
 
-def test_wrong_highlights_borrow_the_shape_of_another_window() -> None:
-    rng = np.random.default_rng(0)
-    example = window([0, 0, 0, 0, 0, 8, 9, 0, 0])
-    assert wrong_places(example, [(5, 6), (2, 3), (1,), (3, 5)], rng) == (2, 3)
+def drawn_places(example: Example) -> set[tuple[int, ...] | None]:
+    return {wrong_places(example, np.random.default_rng(seed)) for seed in range(60)}
 
 
-def test_without_a_shape_to_borrow_the_own_one_is_shifted_then_anything_goes() -> None:
-    example = window([0, 0, 0, 0, 5, 5, 0, 0])
-    drawn = {wrong_places(example, [], np.random.default_rng(seed)) for seed in range(60)}
-    assert drawn == {(1, 2), (2, 3), (6, 7)}
-    scattered = window([0, 0, 5, 5, 0, 1, 0])
-    drawn = {wrong_places(scattered, [], np.random.default_rng(seed)) for seed in range(60)}
-    assert drawn == {(1, 4), (1, 6), (4, 6)}
+def test_wrong_highlights_are_the_right_ones_shifted_and_where_none_fits_they_are_anywhere() -> None:
+    assert drawn_places(window([0, 0, 0, 0, 5, 5, 0, 0])) == {(1, 2), (2, 3), (6, 7)}
+    assert drawn_places(window([0, 5, 0, 5, 0, 0, 0, 0])) == {(2, 4), (4, 6), (5, 7)}
+    assert drawn_places(window([0, 0, 5, 5, 0, 1, 0])) == {(1, 4), (1, 6), (4, 6)}
 
 
 def test_wrong_highlights_avoid_the_first_the_firing_and_the_invisible() -> None:
-    example = window([0, 1, 0, 10, 0, 0], ["a", "b", "", "d", "e", "f"])
-    drawn = {wrong_places(example, [(0,), (1,), (2,)], np.random.default_rng(seed)) for seed in range(40)}
-    assert drawn == {(4,), (5,)}
+    assert drawn_places(window([0, 1, 0, 10, 0, 0], ["a", "b", "", "d", "e", "f"])) == {(4,), (5,)}
+
+
+def test_wrong_highlights_have_their_peak_where_the_window_would_then_have_been_placed_so() -> None:
+    odds = (1.0, 1.0, 0.0, 0.0, 0.0, 0.75, 0.25)
+    example = dataclasses.replace(window([0, 0, 0, 5, 0, 0, 0]), peak_odds=odds)
+    drawn = [wrong_places(example, np.random.default_rng(seed)) for seed in range(400)]
+    share = {place: drawn.count((place,)) / len(drawn) for place in range(7)}
+    assert [share[i] for i in range(7)] == pytest.approx([0, 0.5, 0, 0, 0, 0.375, 0.125], abs=0.08)
 
 
 def test_a_window_without_silent_tokens_is_left_out_of_both_sides() -> None:
@@ -174,7 +176,6 @@ def test_highlights_alone_do_not_give_the_answer_away(tmp_path_factory: pytest.T
         ("```json\n[1,0,0,1,1]\n```", [1, 0, 0, 1, 1]),
         ("The texts 1, 4 and 5 fit, so: [1,0,0,1,1].", [1, 0, 0, 1, 1]),
         ("[\n  1,\n  0,\n  0,\n  1,\n  1\n]", [1, 0, 0, 1, 1]),
-        ("<think>maybe [0,0,0,0,0] or [1</think>[1,0,0,1,1]", [1, 0, 0, 1, 1]),
         ('["yes","no","no","yes","yes"]', None),
         ('["1","0","0","1","1"]', None),
         ("[2,7,0,1,1]", None),

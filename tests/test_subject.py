@@ -15,8 +15,8 @@ from transformers import BertConfig, BertLMHeadModel
 
 from sae.config import SubjectConfig
 from sae.errors import InputError
-from sae.sources import initial_model, step0_source, subject_digest, subject_identity, weights_digest
 from sae.subject import Subject, load_subject, residuals
+from sae.weights import initial_model, step0_source, subject_digest, subject_identity, weights_digest
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
 DOCUMENTS, STARTS = torch.tensor([3, 4]), torch.tensor([0, 7])
@@ -156,9 +156,9 @@ def test_a_hub_that_cannot_be_asked_is_no_reason_to_take_other_weights(monkeypat
             "no step0", response=httpx2.Response(404, request=httpx2.Request("GET", "http://x"))
         )
 
-    monkeypatch.setattr("sae.sources.hf_hub_download", unknown)
+    monkeypatch.setattr("sae.weights.hf_hub_download", unknown)
     assert step0_source(config) == "architecture initialisation, seed 0"
-    monkeypatch.setattr("sae.sources.hf_hub_download", lambda *_, **__: "config.json")
+    monkeypatch.setattr("sae.weights.hf_hub_download", lambda *_, **__: "config.json")
     assert step0_source(config) == "hub revision step0"
 
 

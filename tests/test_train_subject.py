@@ -21,7 +21,7 @@ from sae import pydocs
 from sae.contexts import ContextStore
 from sae.errors import InputError
 from sae.pydocs import Source
-from sae.sources import initial_model, weights_digest
+from sae.weights import initial_model, weights_digest
 from tests.conftest import sentences
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autointerp.config import ClientConfig
+from autointerp.config import OFFLINE, ClientConfig
 from autointerp.records import LLMClient, Sampling
 from sae.errors import InputError
 
@@ -17,7 +17,7 @@ def make_client(config: ClientConfig) -> LLMClient:
         raise InputError("--concurrency, --max-tokens and --timeout must be above zero and --max-retries not below it")
     if not 0 <= config.temperature <= 2:
         raise InputError(f"--temperature must be from 0 to 2, found {config.temperature}")
-    if config.client == "offline":
+    if config.client == OFFLINE:
         if config.model or config.base_url:
             raise InputError("--client offline asks no model; leave out --model and --base-url, or use --client openai")
         from autointerp.clients.offline import OfflineClient

@@ -12,12 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autointerp.config import OFFLINE
 from autointerp.explainers.lexical import TASK as EXPLAIN
 from autointerp.explainers.lexical import lexical_sentence
 from autointerp.records import Completion, Request
 from autointerp.rules import Term, read_sentence, spans
 
-MODEL = "offline"
 WINDOW_ODDS = 0.1
 """Odds, in ordinary text, that a latent fires in a window; what the judge is shown is half and half."""
 TOKEN_ODDS = 0.005
@@ -32,19 +32,19 @@ Span = tuple[int, int]
 class OfflineClient:
     """Rules in place of a model. It has no state: the same request gets the same answer, always."""
 
-    model = MODEL
+    model = OFFLINE
     graded = True
 
     async def complete(self, request: Request) -> Completion:
         """A sentence for the lexical explainer; one score in [0, 1] per text for the detection and fuzzing judges."""
         context = request.context
         if request.task == EXPLAIN:
-            return Completion(lexical_sentence(context), MODEL)
+            return Completion(lexical_sentence(context), OFFLINE)
         if request.task == "score/detection":
-            return Completion("", MODEL, scores=detection_scores(context["explanation"], context["texts"]))
+            return Completion("", OFFLINE, scores=detection_scores(context["explanation"], context["texts"]))
         if request.task == "score/fuzzing":
-            return Completion("", MODEL, scores=fuzzing_scores(context))
-        return Completion("", MODEL, error=f"the offline client has no rule for {request.task}; use --client openai")
+            return Completion("", OFFLINE, scores=fuzzing_scores(context))
+        return Completion("", OFFLINE, error=f"the offline client has no rule for {request.task}; use --client openai")
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autointerp.config import OFFLINE
 from autointerp.explainers.lexical import LexicalExplainer
 from autointerp.explainers.max_activating import MaxActivatingExplainer
 from autointerp.prompting import Prompts
@@ -18,11 +19,11 @@ def make_explainer(name: str | None, client: str, prompts: Prompts) -> Explainer
     Raises:
         InputError: there is none of this name, or it does not go with the client.
     """
-    name = name or ("lexical" if client == "offline" else "max_activating")
+    name = name or ("lexical" if client == OFFLINE else "max_activating")
     if name not in EXPLAINERS:
         raise InputError(f"no explainer {name!r}; there are {', '.join(EXPLAINERS)}")
-    if name in WITHOUT_LLM and client != "offline":
+    if name in WITHOUT_LLM and client != OFFLINE:
         raise InputError(f"--explainer {name} asks no LLM; use --client offline, or --explainer max_activating")
-    if name not in WITHOUT_LLM and client == "offline":
+    if name not in WITHOUT_LLM and client == OFFLINE:
         raise InputError(f"--explainer {name} asks an LLM; use --client openai --model M, or --explainer lexical")
     return LexicalExplainer() if name == "lexical" else MaxActivatingExplainer(prompts)

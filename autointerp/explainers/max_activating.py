@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 
-from autointerp.prompting import Prompts, highlighted, marks_for
-from autointerp.records import Completion, Example, LatentExamples, Request, Status
+from autointerp.prompting import MARK_ABOVE, Prompts, highlighted, marks_for
+from autointerp.records import REFUSED, Completion, Example, LatentExamples, Request, Status
 
 TASK = "explain/max_activating"
-MARK_ABOVE = 0.3
-"""Tokens above this share of their window's peak are marked."""
 STEPS = 10
 """The strongest activation shown; others are whole numbers below it."""
 LONGEST = 1000
@@ -35,7 +33,7 @@ class MaxActivatingExplainer:
         """The sentence after the last `EXPLANATION:`, without quotes and emphasis."""
         if completion.error is not None:
             return None, "error"
-        if completion.finish_reason in ("refusal", "content_filter"):
+        if completion.finish_reason in REFUSED:
             return None, "refused"
         # A sentence that was cut off would be scored for what it does not say.
         if completion.finish_reason == "length":

@@ -5,22 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from autointerp.records import Completion, Status
+from autointerp.records import REFUSED, Completion, Status
 
 VALUES = {"0": 0, "1": 1, "false": 0, "true": 1}
-REFUSED = ("refusal", "content_filter")
-AFTER_THOUGHT = "</think>"
 
 
 def parse_answers(text: str, n: int) -> list[int] | None:
     """The n zeros and ones (or false and true) of the one list in an answer; None if it is anything else.
 
-    Prose or a code fence may surround the list. Thoughts before `</think>` do not count.
+    Prose or a code fence may surround the list. A client has taken a model's thoughts away before.
     """
-    answer = text.rpartition(AFTER_THOUGHT)[2]
-    lists = re.findall(r"\[[^\[\]]*\]", answer)
+    lists = re.findall(r"\[[^\[\]]*\]", text)
     # As many brackets as lists: a nested, second or half-cut list makes the answer ambiguous.
-    if len(lists) != 1 or answer.count("[") != 1 or answer.count("]") != 1:
+    if len(lists) != 1 or text.count("[") != 1 or text.count("]") != 1:
         return None
     items = [item.strip().lower() for item in lists[0][1:-1].split(",")]
     if len(items) != n or any(item not in VALUES for item in items):

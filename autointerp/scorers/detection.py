@@ -30,7 +30,8 @@ class DetectionScorer:
             part = order[start : start + self.examples_per_prompt]
             context = {"explanation": explanation, "texts": [windows[i].text for i in part]}
             request = self.prompts.request("score/detection", context)
-            trials.append(Trial(request, tuple(windows[i].id for i in part), tuple(truths[i] for i in part)))
+            ids, tokens = tuple(windows[i].id for i in part), tuple(windows[i].tokens for i in part)
+            trials.append(Trial(request, ids, tuple(truths[i] for i in part), tokens))
         return trials
 
     def parse(self, trial: Trial, completion: Completion) -> Sequence[tuple[float | None, Status]]:

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autointerp.prompting import Prompts, highlighted, marks_for
+from autointerp.prompting import MARK_ABOVE, Prompts, highlighted, marks_for
 from autointerp.records import Completion, Example, LatentExamples, Status, Trial
 from autointerp.scorers.answers import verdicts
-
-THRESHOLD = 0.3
-"""Tokens above this share of their window's peak are highlighted, as in Delphi."""
 
 Places = tuple[int, ...]
 
@@ -64,7 +61,9 @@ class FuzzingScorer:
         ]
         context = {"explanation": explanation, "texts": texts, "opening": marks[0], "closing": marks[1]}
         request = self.prompts.request("score/fuzzing", context)
-        return Trial(request, tuple(one.example.id for one in part), tuple(one.truth for one in part))
+        tokens = tuple(one.example.tokens for one in part)
+        lit = tuple(tuple(one.example.tokens[i] for i in one.places) for one in part)
+        return Trial(request, tuple(one.example.id for one in part), tuple(one.truth for one in part), tokens, lit)
 
 
 def right_places(example: Example) -> Places:
@@ -73,34 +72,37 @@ def right_places(example: Example) -> Places:
     The first token of a window is never highlighted, rightly or wrongly: no latent fires on the first position of a
     context, and a judge must not profit from that.
     """
-    bound = THRESHOLD * example.peak
+    bound = MARK_ABOVE * example.peak
     return tuple(i for i, a in enumerate(example.activations) if i and a > bound and example.tokens[i])
 
 
-def wrong_places(example: Example, shapes: Sequence[Places], rng: np.random.Generator) -> Places | None:
+def wrong_places(example: Example, rng: np.random.Generator) -> Places | None:
     """As many tokens as are right, on which the latent does not fire; None where there are not enough.
 
-    They are where another window of the latent has its right ones, else where this one's would lie if they were
-    shifted, else anywhere, so that right and wrong highlights look alike.
+    They are the right ones shifted as a whole, so that their shape gives nothing away, and their peak lies where it
+    could have been, with the odds that the window would then have been placed where it is, so that neither does their
+    position. Where no shift fits they are anywhere.
     """
     right = right_places(example)
     allowed = {i for i, a in enumerate(example.activations) if i and a == 0 and example.tokens[i]}
     if not right or len(allowed) < len(right):
         return None
-    borrowed = [shape for shape in shapes if len(shape) == len(right) and allowed.issuperset(shape)]
-    shifted = [tuple(i + by for i in right) for by in range(-right[-1], len(example.tokens) - right[0])]
-    for choices in (borrowed, [shape for shape in shifted if allowed.issuperset(shape)]):
-        if choices:
-            return choices[int(rng.integers(len(choices)))]
-    return tuple(sorted(rng.choice(sorted(allowed), len(right), replace=False).tolist()))
+    peak = max(right, key=lambda i: example.activations[i])
+    odds = example.peak_odds or (1.0,) * len(example.tokens)
+    shifts = range(-right[0], len(example.tokens) - right[-1])
+    fitting = [by for by in shifts if odds[peak + by] and allowed.issuperset(i + by for i in right)]
+    if not fitting:
+        return tuple(sorted(rng.choice(sorted(allowed), len(right), replace=False).tolist()))
+    weights = np.array([odds[peak + by] for by in fitting])
+    by = int(rng.choice(fitting, p=weights / weights.sum()))
+    return tuple(i + by for i in right)
 
 
 def _pairs(windows: Sequence[Example], rng: np.random.Generator) -> list[tuple[Highlighted, Highlighted]]:
     """Each window with wrong and with right highlights; a window without room for wrong ones is left out of both."""
-    shapes = [right_places(window) for window in windows]
     pairs = []
-    for window, right in zip(windows, shapes, strict=True):
-        wrong = wrong_places(window, shapes, rng)
+    for window in windows:
+        wrong = wrong_places(window, rng)
         if wrong is not None:
-            pairs.append((Highlighted(window, wrong, 0), Highlighted(window, right, 1)))
+            pairs.append((Highlighted(window, wrong, 0), Highlighted(window, right_places(window), 1)))
     return pairs

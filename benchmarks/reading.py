@@ -1,0 +1,159 @@
+"""Scores of several runs as they lie on disk: what they are of, what they were made with, whether they are of today."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from autointerp.artifacts import SCORES, explanation_folders
+from autointerp.metrics import METRICS, token_concentration
+from autointerp.sources import Source, read_source
+from sae.artifacts import complete_folders, dictionary_folder, read_json, read_manifest
+from sae.errors import InputError
+from sae.runs import read_run
+
+ONE_TOKEN = 0.9
+"""Share of a latent's activation mass on one token id above which it counts as a one-token latent."""
+
+Draw = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What runs must share to be compared."""
+
+    name: str
+    revision: str
+    corpus: str
+    corpus_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """What scores must share to be compared: the dictionary's place and size, who explained, who judged, how."""
+
+    hookpoint: str
+    k: int | None
+    n_latents: int | None
+    explainer: str
+    explainer_model: str
+    judge: str
+    scorer: str
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """One dictionary of one run: how well it reconstructs, and how many of its latents are one-token latents."""
+
+    config: dict[str, Any]
+    training: dict[str, Any] | None
+    """How it was trained, where the run holds it."""
+    metrics: dict[str, float]
+    one_token: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One scorer's scores of one dictionary in one run, or a null of them."""
+
+    run: Path
+    subject: Subject
+    variant: str
+    draw: Draw
+    """Seeds of the variant and of the dictionary."""
+    question: Question
+    null: str
+    """Name of the null, empty for the real scores."""
+    graded: bool
+    settings: dict[str, Any]
+    table: pd.DataFrame
+    dictionary: Dictionary
+
+
+def read_scores(runs: Sequence[Path]) -> list[Scores]:
+    """All complete scores of the runs.
+
+    Raises:
+        InputError: a folder is no run or has no scores, some were made from what has changed since, or two runs are the
+            same draw of the same variant.
+    """
+    found = [scores for run in runs for scores in _read_run(run)]
+    owner: dict[Any, Path] = {}
+    for scores in found:
+        key = (scores.subject, scores.variant, scores.draw, scores.question, scores.null)
+        if key in owner:
+            pair = f"{owner[key]} and {scores.run}"
+            raise InputError(f"{pair} hold the same draw of variant {scores.variant}; name only one of them")
+        owner[key] = scores.run
+    return found
+
+
+def _read_run(run: Path) -> list[Scores]:
+    held, found = read_run(run), []
+    dictionaries: dict[str, Dictionary] = {}
+    for explained in explanation_folders(run):
+        folders = complete_folders(run / "scores" / explained.parent.name / explained.name)
+        source = read_source(run, explained) if folders else None
+        if source is not None:
+            name = source.manifest.config["dictionary"]
+            if name not in dictionaries:
+                dictionaries[name] = _read_dictionary(run, name, source)
+            found += [_read_one(run, held, folder, source, dictionaries[name]) for folder in folders]
+    if not found:
+        raise InputError(f"{run} has no scores; make them with python -m autointerp.score --run {run}")
+    return found
+
+
+def _read_one(run: Path, held: dict[str, Any], folder: Path, source: Source, dictionary: Dictionary) -> Scores:
+    again = f"python -m autointerp.score --run {run}"
+    make = f"remove {folder} and make them again with {again}"
+    manifest = read_manifest(folder, "scores", make)
+    config, made = manifest.config, dictionary.config
+    if manifest.parents != source.parents:
+        raise InputError(
+            f"{folder} was made from other explanations than {source.folder} holds now; {again} --overwrite"
+        )
+    try:
+        table = pd.read_csv(folder / SCORES)
+        table = table[["latent", "status"]].join(table[["n", "n_failed", "density", *METRICS]].apply(pd.to_numeric))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / SCORES} is damaged ({error}); {make}") from None
+    scale = held.get("control_scale")
+    variant = held["variant"] + (f" ({scale})" if held["variant"] == "control" and scale not in (None, "unit") else "")
+    subject = (str(held.get(key) or "") for key in ("subject", "revision", "corpus", "corpus_fingerprint"))
+    question = (made.get("hookpoint") or config["dictionary"], made.get("k"), made.get("n_latents"))
+    asked = (config[key] for key in ("explainer", "explainer_model", "judge", "scorer"))
+    settings = {key: config.get(key) for key in ("examples", "examples_per_prompt", "sampling", "prompts")}
+    settings |= {"latents sampled": len(table), "tokens cached": made.get("tokens"), "corpus": made.get("corpus")}
+    settings |= {"tokens trained on": dictionary.metrics.get("n_tokens_train"), "training": dictionary.training}
+    return Scores(
+        run=run,
+        subject=Subject(*subject),
+        variant=variant,
+        draw=(int(held.get("variant_seed") or 0), int(made.get("seed") or 0)),
+        question=Question(*question, *asked),
+        null=config.get("null", ""),
+        graded=bool(config["graded"]),
+        settings=settings,
+        table=table,
+        dictionary=dictionary,
+    )
+
+
+def _read_dictionary(run: Path, name: str, source: Source) -> Dictionary:
+    """The dictionary that a cache is of; one that was trained elsewhere has neither metrics nor settings in the run."""
+    folder, raw, training = dictionary_folder(run, name), {}, None
+    if (folder / "manifest.json").exists():
+        mend = f"remove {folder} and make it again with python -m sae.train --run {run}"
+        raw = read_json(folder / "metrics.json", mend)
+        training = read_manifest(folder, "sae", mend).config.get("training")
+    metrics = {key: float(value) for key, value in raw.items() if isinstance(value, (int, float))}
+    shares = token_concentration(source.cache)
+    alive = shares[~np.isnan(shares)]
+    one_token = float((alive > ONE_TOKEN).mean()) if len(alive) else float("nan")
+    return Dictionary(source.cache.manifest.config, training, metrics, one_token)
