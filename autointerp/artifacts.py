@@ -26,6 +26,7 @@ JOURNAL = ".answers.jsonl"
 EXPLANATIONS = "explanations.jsonl"
 JUDGEMENTS = "judgements.jsonl"
 SCORES = "scores.csv"
+MEASURES = "latents.parquet"
 COLUMNS = (
     *("dictionary", "variant", "layer", "seed", "latent", "explainer", "explainer_model", "scorer", "judge"),
     *("n", "n_positive", "n_failed", "density"),
@@ -49,6 +50,11 @@ def explanations_folder(run: Path, dictionary: str, explainer: str, model: str) 
 def scores_folder(run: Path, explanations: Path, scorer: str, judge: str) -> Path:
     """Where the scores of one folder of explanations live."""
     return run / "scores" / explanations.parent.name / explanations.name / f"{slug(scorer)}@{slug(judge)}"
+
+
+def measures_folder(run: Path, dictionary: str) -> Path:
+    """Where the lexical measures of a dictionary's latents live."""
+    return run / "measures" / dictionary
 
 
 def explanation_folders(run: Path) -> list[Path]:
