@@ -48,8 +48,8 @@ def ranking(score: Array, n: Array, n_positive: Array) -> tuple[float, float]:
     positives, negatives = float(true[-1]), float(seen[-1] - true[-1])
     if not positives or not negatives:
         return math.nan, math.nan
-    hits, false = np.diff(true, prepend=0.0), seen - true
-    beaten = negatives - false + np.diff(false, prepend=0.0) / 2
+    hits, false = _steps(true), seen - true
+    beaten = negatives - false + _steps(false) / 2
     return float(hits @ beaten) / (positives * negatives), float(hits @ (true / seen)) / positives
 
 
@@ -84,12 +84,19 @@ def conditional_auroc(groups: Groups) -> float:
     token, score = groups.token[order], groups.score[order]
     last = np.append(np.flatnonzero(np.diff(token).astype(bool) | np.diff(score).astype(bool)), len(token) - 1)
     positives, negatives = np.cumsum(groups.n_positive[order]), np.cumsum((groups.n - groups.n_positive)[order])
-    hits, false = np.diff(positives[last], prepend=0.0), negatives[last]
+    hits, false = _steps(positives[last]), negatives[last]
     end = np.append(np.flatnonzero(np.diff(token)), len(token) - 1)
-    token_hits, token_false = np.diff(positives[end], prepend=0.0), np.diff(negatives[end], prepend=0.0)
+    token_hits, token_false = _steps(positives[end]), _steps(negatives[end])
     pairs = float(token_hits @ token_false)
     if not pairs:
         return math.nan
     of_token = np.searchsorted(end, last)
-    beaten = negatives[end][of_token] - false + np.diff(false, prepend=0.0) / 2
+    beaten = negatives[end][of_token] - false + _steps(false) / 2
     return float(hits @ beaten) / pairs
+
+
+def _steps(cumulative: Array) -> Array:
+    """What each entry adds to the one before; the inverse of a cumulative sum."""
+    steps = cumulative.copy()
+    steps[1:] -= cumulative[:-1]
+    return steps

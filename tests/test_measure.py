@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +24,8 @@ from autointerp.measure import METRICS, Source, latent_row, main, with_context_g
 from autointerp.metrics import token_concentration
 from autointerp.ngrams import ngrams_of
 from autointerp.predictors import TokenLookup
+from sae.cli import run_stage
+from sae.errors import InputError
 from sae.latents import LatentCache
 
 PREDICTORS = ("token", "bigram", "trie")
