@@ -25,6 +25,7 @@ JOURNAL = ".answers.jsonl"
 EXPLANATIONS = "explanations.jsonl"
 JUDGEMENTS = "judgements.jsonl"
 SCORES = "scores.csv"
+MEASURES = "latents.parquet"
 COLUMNS = (
     *("dictionary", "variant", "layer", "seed", "latent", "explainer", "explainer_model", "scorer", "judge"),
     *("n", "n_positive", "n_failed", "density"),
@@ -49,6 +50,11 @@ def scores_folder(run: Path, explanations: Path, scorer: str, judge: str, null: 
     """Where the scores of one folder of explanations live, or a null of them."""
     name = f"{slug(scorer)}@{slug(judge)}" + (f"+{slug(null)}" if null else "")
     return run / "scores" / explanations.parent.name / explanations.name / name
+
+
+def measures_folder(run: Path, dictionary: str) -> Path:
+    """Where the lexical measures of a dictionary's latents live."""
+    return run / "measures" / dictionary
 
 
 def explanation_folders(run: Path) -> list[Path]:

@@ -100,3 +100,19 @@ class ScoreConfig:
     """Ask again where a complete artifact has rows with status error."""
     overwrite: bool = False
     """Replace scores that were made with other settings or from other explanations."""
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How well tokens and left contexts alone predict where each latent fires."""
+
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the run."""
+    dictionary: tuple[str, ...] = ()
+    """Dictionaries to measure; by default all that are cached in the run."""
+    min_firings: int = 10
+    """Fewest firings, in each split, for a latent's measures to be defined."""
+    workers: int = 0
+    """Processes to share the latents among; 0 for as many as there are cores. Changes no result."""
+    overwrite: bool = False
+    """Replace measures that were made with other settings."""

@@ -27,7 +27,7 @@ from sae.errors import InputError
 
 Split = Literal["explain", "score"]
 SPLITS: tuple[Split, ...] = ("explain", "score")
-DTYPES = {"U8": np.uint8, "U32": np.uint32, "I64": np.int64, "F16": np.float16, "F32": np.float32}
+DTYPES = {"U8": np.uint8, "U32": np.uint32, "I32": np.int32, "I64": np.int64, "F16": np.float16, "F32": np.float32}
 TOKEN_ARRAYS = ("token_ids", "context_offsets", "context_document", "context_start", "context_split")
 MERGE_ENTRIES = 4_000_000
 MAX_ACTIVATION = float(np.finfo(np.float16).max)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_FREE = {"sae.artifacts", "sae.cli", "sae.config", "sae.errors", "sae.latents", "sae.runs"}
 HEAVY = {"torch", "transformers", "vllm", "datasets"}
-STAGES = {"autointerp.explain", "autointerp.score"}
+STAGES = {"autointerp.explain", "autointerp.measure", "autointerp.score"}
 
 
 def _imports(path: Path) -> set[str]:

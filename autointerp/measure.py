@@ -1,0 +1,232 @@
+"""`python -m autointerp.measure`: latent caches of a run -> lexical measures of every latent, without any LLM."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from autointerp.artifacts import MEASURES, latent_caches, measures_folder
+from autointerp.config import MeasureConfig
+from autointerp.metrics import token_concentration
+from autointerp.ngrams import DEPTH, Ngrams, ngrams_of
+from autointerp.predictors import DEPTHS, SHRINKAGE, Firings, TokenLookup, firings_of, predictions
+from autointerp.ranking import conditional_auroc, group_metrics
+from sae.artifacts import Manifest, completed, read_run, writing
+from sae.cli import parse, run_stage
+from sae.errors import InputError
+from sae.latents import LatentCache
+
+LOG = logging.getLogger(__name__)
+KIND = "measures"
+NGRAMS = ".ngrams.safetensors"
+LATENTS_AT_ONCE = 64
+"""Latents in one piece of work; the table does not depend on it."""
+METRICS = ("auroc", "average_precision", "correlation")
+CONTEXT = tuple(name for name in DEPTHS if name != "token")
+LEAST_MARGIN = 0.01
+"""Least AUROC above chance of the context predictor of which a share can be the token's."""
+
+ENTRIES_AT_ONCE = 1_000_000
+
+Row = dict[str, Any]
+Paths = tuple[Path, Path, int]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The stage: check what is there, then measure one dictionary after the other."""
+    config = parse(MeasureConfig, argv, "python -m autointerp.measure")
+    for name, least in (("min_firings", 1), ("workers", 0)):
+        if getattr(config, name) < least:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} must be at least {least}, found {getattr(config, name)}")
+    read_run(config.run)
+    caches = latent_caches(config.run, config.dictionary)
+    jobs = [(measures_folder(config.run, name), _settings(name, config), cache) for name, cache in caches.items()]
+    done = [completed(folder, KIND, made, _parents(cache), config.overwrite) for folder, made, cache in jobs]
+    for (folder, settings, cache), manifest in zip(jobs, done, strict=True):
+        if manifest is not None:
+            LOG.info("%s is complete", folder)
+        print(result_line(folder, manifest or measure_dictionary(folder, settings, cache, config)), flush=True)
+
+
+def measure_dictionary(folder: Path, settings: dict[str, Any], cache: LatentCache, config: MeasureConfig) -> Manifest:
+    """Measure every latent of a dictionary and write the table.
+
+    Args:
+        folder: where the measures go.
+        settings: what determines them.
+        cache: the dictionary's latent cache.
+        config: the least number of firings and the number of processes.
+    """
+    with writing(folder, KIND, settings, _parents(cache)) as writer:
+        scratch = writer.partial / NGRAMS
+        ngrams_of(cache).save(scratch)
+        pieces = _pieces((cache.folder, scratch, config.min_firings), cache.n_latents, config.workers)
+        frames = []
+        with tqdm(total=cache.n_latents, desc=settings["dictionary"], unit="latent", disable=None) as bar:
+            for frame in pieces:
+                frames.append(frame)
+                bar.update(len(frame))
+        table = pd.concat(frames, ignore_index=True)
+        table.insert(4, "mass_on_top_token", token_concentration(cache, ENTRIES_AT_ONCE))
+        table, best = with_context_gain(table)
+        table.to_parquet(writer.partial / MEASURES, index=False)
+        return writer.finish(_counts(table, best))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the rows of a dictionary's latents are made from; each process has its own, over the same mapped files."""
+
+    cache: LatentCache
+    lookup: TokenLookup
+    min_firings: int
+
+    @classmethod
+    def open(cls, cache: Path, ngrams: Path, min_firings: int) -> Source:
+        """Map the cache and its n-grams."""
+        return cls(LatentCache.open(cache), TokenLookup(Ngrams.load(ngrams)), min_firings)
+
+
+def latent_row(source: Source, latent: int) -> Row:
+    """One row of the table: whatever is measured of a single latent.
+
+    Metrics of a latent that fires fewer than `min_firings` times in a split are nan.
+    """
+    firings = firings_of(source.cache, source.lookup.ngrams, latent)
+    n_explain, n_score = len(firings.explain), len(firings.score)
+    ngrams = source.lookup.ngrams
+    row: Row = {
+        "latent": latent,
+        "density": (n_explain + n_score) / max(ngrams.usable_explain + ngrams.usable_score, 1),
+        "n_explain": n_explain,
+        "n_score": n_score,
+        "eligible": min(n_explain, n_score) >= source.min_firings,
+    }
+    return row | (lexical_columns(source.lookup, firings) if row["eligible"] else UNDEFINED)
+
+
+def lexical_columns(lookup: TokenLookup, firings: Firings) -> Row:
+    """How well each predictor of `DEPTHS` tells where a latent fires in the score split."""
+    square = float(np.square(firings.score_activation, dtype=np.float64).sum())
+    groups = predictions(lookup, firings)
+    row: Row = {}
+    for name, found in groups.items():
+        row |= {f"{name}_{metric}": value for metric, value in group_metrics(found, square).items()}
+    row |= {f"{name}_conditional_auroc": conditional_auroc(groups[name]) for name in CONTEXT}
+    # Whatever the depth, it is undefined where no token comes both with and without the latent.
+    return row | {"token_determined": bool(np.isnan(row["trie_conditional_auroc"]))}
+
+
+UNDEFINED: Row = {
+    **{f"{name}_{metric}": float("nan") for name in DEPTHS for metric in METRICS},
+    **{f"{name}_conditional_auroc": float("nan") for name in CONTEXT},
+    "token_determined": False,
+}
+
+
+def with_context_gain(table: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
+    """The table with what the left context adds to the token, and the name of the context predictor that says so.
+
+    It is the one with the higher mean average precision over all latents: one choice for the whole dictionary, so that
+    no latent picks the luckier of two. None without any eligible latent.
+    """
+    means = {name: float(table[f"{name}_average_precision"].mean()) for name in CONTEXT}
+    best = max(means, key=lambda name: means[name]) if table["eligible"].any() else None
+    name = best or CONTEXT[0]
+    gains = {f"context_gain_{metric}": table[f"{name}_{metric}"] - table[f"token_{metric}"] for metric in METRICS}
+    margin = table[f"{name}_auroc"] - 0.5
+    share = ((table["token_auroc"] - 0.5) / margin.where(margin >= LEAST_MARGIN)).clip(0.0, 1.0)
+    return table.assign(**gains, token_share=share), best
+
+
+def result_line(folder: Path, manifest: Manifest) -> str:
+    """What was measured, in a line."""
+    counts = manifest.counts
+    line = f"{folder}: {counts['eligible']} of {counts['latents']} latents measured"
+    if not counts["eligible"]:
+        return f"{line}: none fires {manifest.config['min_firings']} times in each split"
+    precision = ", ".join(f"{name} {counts['average_precision'][name]:.3f}" for name in DEPTHS)
+    return f"{line}, {counts['token_determined']} determined by their token; mean average precision {precision}"
+
+
+def _counts(table: pd.DataFrame, best: str | None) -> dict[str, Any]:
+    means = table[[f"{name}_average_precision" for name in DEPTHS]].mean()
+    return {
+        "latents": len(table),
+        "living": int((table["density"] > 0).sum()),
+        "eligible": int(table["eligible"].sum()),
+        "token_determined": int(table["token_determined"].sum()),
+        "context_predictor": best,
+        "average_precision": {name: round(float(mean), 6) for name, mean in zip(DEPTHS, means, strict=True)}
+        if best
+        else None,
+    }
+
+
+def _pieces(paths: Paths, n_latents: int, workers: int) -> Iterator[pd.DataFrame]:
+    """The rows of all latents, a piece at a time in the order of the latents, made by several processes."""
+    pieces = [range(n, min(n + LATENTS_AT_ONCE, n_latents)) for n in range(0, n_latents, LATENTS_AT_ONCE)]
+    workers = min(workers or os.cpu_count() or 1, len(pieces))
+    if workers == 1:
+        source = Source.open(*paths)
+        yield from (_frame(source, latents) for latents in pieces)
+        return
+    # Spawned processes inherit no threads and no locks; they find everything on disk.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin_work, paths) as pool:
+        try:
+            yield from pool.map(_work, pieces)
+        except BrokenProcessPool:
+            raise InputError("a worker process died, perhaps for want of memory; try --workers 1") from None
+
+
+def _frame(source: Source, latents: range) -> pd.DataFrame:
+    return pd.DataFrame([latent_row(source, latent) for latent in latents])
+
+
+_WORKER: dict[str, Source] = {}
+
+
+def _begin_work(cache: Path, ngrams: Path, min_firings: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker waits for work for ever, even if the stage has been killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _WORKER["source"] = Source.open(cache, ngrams, min_firings)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(latents: range) -> pd.DataFrame:
+    return _frame(_WORKER["source"], latents)
+
+
+def _settings(dictionary: str, config: MeasureConfig) -> dict[str, Any]:
+    return {"dictionary": dictionary, "min_firings": config.min_firings, "depth": DEPTH, "shrinkage": SHRINKAGE}
+
+
+def _parents(cache: LatentCache) -> dict[str, str]:
+    return {"latents": cache.manifest.fingerprint}
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(main))
