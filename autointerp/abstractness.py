@@ -154,17 +154,21 @@ def top_windows(
     if not len(token_index):
         return np.zeros(0, bool)
     first = np.flatnonzero(np.diff(context, prepend=-1))
-    owner = np.repeat(np.arange(len(first)), np.diff(first, append=len(context)))
+    counts = np.diff(first, append=len(context))
     peak = np.maximum.reduceat(activations, first)
-    at_peak = np.flatnonzero(activations == peak[owner])
-    _, earliest = np.unique(owner[at_peak], return_index=True)
-    peak_token = token_index[at_peak[earliest]].astype(np.int64)
-    begin, end = context_offsets[context[first]], context_offsets[context[first] + 1]
-    length = np.minimum(end - begin, WINDOW)
-    start = np.clip(peak_token - 3 * WINDOW // 4, begin, end - length)
     chosen = np.zeros(len(first), bool)
     chosen[np.argsort(-peak, kind="stable")[:n_windows]] = True
-    return np.asarray(chosen[owner] & (token_index >= start[owner]) & (token_index < (start + length)[owner]))
+    # From here on only the firings in the chosen contexts.
+    inside = np.repeat(chosen, counts)
+    token, owner = token_index[inside], np.repeat(np.arange(chosen.sum()), counts[chosen])
+    at_peak = np.flatnonzero(activations[inside] == peak[chosen][owner])
+    _, earliest = np.unique(owner[at_peak], return_index=True)
+    number = context[first[chosen]]
+    begin, end = context_offsets[number], context_offsets[number + 1]
+    length = np.minimum(end - begin, WINDOW)
+    start = np.clip(token[at_peak[earliest]].astype(np.int64) - 3 * WINDOW // 4, begin, end - length)
+    inside[inside] = (token >= start[owner]) & (token < (start + length)[owner])
+    return inside
 
 
 def abstractness_columns(
