@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.special import digamma, gammaln, xlogy
 from tokenizers import Tokenizer
 
-from autointerp.examples import UNDECODED, Pieces
+from autointerp.pieces import UNDECODED, Pieces
 from sae.latents import SPLITS, LatentCache
 
 Array = npt.NDArray[Any]
@@ -186,7 +186,7 @@ def abstractness_columns(
 
     Returns:
         `token_entropy` (top windows, token ids: Heap et al.), `corrected_entropy` (all firings, surface forms),
-        `n_firings`, `n_effective` (Kish), `coverage` (of the surface forms, Good-Turing) and `top_surface_mass` (share
+        `n_effective` (Kish), `coverage` (of the surface forms, Good-Turing) and `top_surface_mass` (share
         of the activation mass on the commonest surface form).
     """
     fires = np.flatnonzero(activations > 0)
@@ -197,7 +197,6 @@ def abstractness_columns(
     return {
         "token_entropy": token_entropy(ids[top], strength[top]),
         "corrected_entropy": chao_wang_jost(forms, strength),
-        "n_firings": float(len(fires)),
         "n_effective": effective_draws(strength),
         "coverage": coverage(forms, strength),
         "top_surface_mass": float(mass.max() / mass.sum()) if len(mass) else math.nan,
@@ -214,10 +213,10 @@ def latent_columns(cache: LatentCache, latent: int, surface: Array) -> dict[str,
     return abstractness_columns(token, ids, activation, context, cache.context_offsets, surface)
 
 
-def vocabulary(tokenizer: Tokenizer) -> list[str]:
-    """The string of each token id, blanks included."""
-    pieces = Pieces(tokenizer)
-    return [pieces([number])[0] for number in range(max(tokenizer.get_vocab().values()) + 1)]
+def vocabulary(tokenizer: Tokenizer, largest: int = 0) -> list[str]:
+    """The string of each token id, blanks included; empty for ids up to `largest` that the tokenizer lacks."""
+    pieces, known = Pieces(tokenizer), max(tokenizer.get_vocab().values())
+    return [pieces([number])[0] if number <= known else "" for number in range(max(known, largest) + 1)]
 
 
 def surface_of_token(strings: Sequence[str]) -> npt.NDArray[np.int64]:

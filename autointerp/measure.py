@@ -16,23 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
+from autointerp.abstractness import abstractness_columns, surface_of_token, vocabulary
 from autointerp.artifacts import MEASURES, latent_caches, measures_folder
 from autointerp.config import MeasureConfig
 from autointerp.metrics import token_concentration
 from autointerp.ngrams import DEPTH, Ngrams, ngrams_of
+from autointerp.pieces import read_tokenizer
 from autointerp.predictors import DEPTHS, SHRINKAGE, Firings, TokenLookup, firings_of, predictions
 from autointerp.ranking import conditional_auroc, group_metrics
-from sae.artifacts import Manifest, completed, read_run, writing
+from sae.artifacts import Manifest, completed, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.latents import LatentCache
+from sae.runs import read_run
 
 LOG = logging.getLogger(__name__)
 KIND = "measures"
 NGRAMS = ".ngrams.safetensors"
+SURFACE = ".surface.npy"
 LATENTS_AT_ONCE = 64
 """Latents in one piece of work; the table does not depend on it."""
 METRICS = ("auroc", "average_precision", "correlation")
@@ -43,7 +48,7 @@ LEAST_MARGIN = 0.01
 ENTRIES_AT_ONCE = 1_000_000
 
 Row = dict[str, Any]
-Paths = tuple[Path, Path, int]
+Paths = tuple[Path, Path, Path, int]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +80,9 @@ def measure_dictionary(folder: Path, settings: dict[str, Any], cache: LatentCach
     with writing(folder, KIND, settings, _parents(cache)) as writer:
         scratch = writer.partial / NGRAMS
         ngrams_of(cache).save(scratch)
-        pieces = _pieces((cache.folder, scratch, config.min_firings), cache.n_latents, config.workers)
+        surface = writer.partial / SURFACE
+        np.save(surface, surface_of_token(vocabulary(read_tokenizer(cache), int(cache.token_ids.max(initial=0)))))
+        pieces = _pieces((cache.folder, scratch, surface, config.min_firings), cache.n_latents, config.workers)
         frames = []
         with tqdm(total=cache.n_latents, desc=settings["dictionary"], unit="latent", disable=None) as bar:
             for frame in pieces:
@@ -94,12 +101,14 @@ class Source:
 
     cache: LatentCache
     lookup: TokenLookup
+    surface: npt.NDArray[np.int64]
+    """Surface form of each token id."""
     min_firings: int
 
     @classmethod
-    def open(cls, cache: Path, ngrams: Path, min_firings: int) -> Source:
+    def open(cls, cache: Path, ngrams: Path, surface: Path, min_firings: int) -> Source:
         """Map the cache and its n-grams."""
-        return cls(LatentCache.open(cache), TokenLookup(Ngrams.load(ngrams)), min_firings)
+        return cls(LatentCache.open(cache), TokenLookup(Ngrams.load(ngrams)), np.load(surface), min_firings)
 
 
 def latent_row(source: Source, latent: int) -> Row:
@@ -117,7 +126,16 @@ def latent_row(source: Source, latent: int) -> Row:
         "n_score": n_score,
         "eligible": min(n_explain, n_score) >= source.min_firings,
     }
-    return row | (lexical_columns(source.lookup, firings) if row["eligible"] else UNDEFINED)
+    row |= lexical_columns(source.lookup, firings) if row["eligible"] else UNDEFINED
+    return row | _abstractness(source, firings)
+
+
+def _abstractness(source: Source, firings: Firings) -> Row:
+    """What a latent's firings in the explain split say of how many things it fires on."""
+    cache, index = source.cache, firings.explain
+    ids = np.asarray(cache.token_ids[index], np.int64)
+    context, offsets = cache.contexts_of(index), cache.context_offsets
+    return dict(abstractness_columns(index, ids, firings.explain_activation, context, offsets, source.surface))
 
 
 def lexical_columns(lookup: TokenLookup, firings: Firings) -> Row:
@@ -202,11 +220,11 @@ def _frame(source: Source, latents: range) -> pd.DataFrame:
 _WORKER: dict[str, Source] = {}
 
 
-def _begin_work(cache: Path, ngrams: Path, min_firings: int) -> None:
+def _begin_work(*source: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker waits for work for ever, even if the stage has been killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _WORKER["source"] = Source.open(cache, ngrams, min_firings)
+    _WORKER["source"] = Source.open(*source)
 
 
 def _end_with_parent() -> None:

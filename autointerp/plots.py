@@ -6,6 +6,7 @@ Figures are made without pyplot, so that nothing is kept between them and no win
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import matplotlib
 import pandas as pd
@@ -77,7 +78,7 @@ def _annotate(axes: Axes, shares: pd.DataFrame, cuts: tuple[float, float]) -> No
         axes.text(x, y, text, ha=across, va=along, fontsize=7, transform=axes.transAxes)
 
 
-def save_svg(figure: Figure, path: Path) -> None:
+def save_svg(figure: Figure, target: Path | IO[bytes]) -> None:
     """Write a figure as SVG; the same figure always gives the same bytes, since no date or random name is in them."""
     with matplotlib.rc_context({"svg.hashsalt": "autointerp", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        figure.savefig(target, format="svg", metadata={"Date": None})

@@ -6,46 +6,29 @@ python benchmarks/compare.py --suite benchmarks/suites/demo.toml --out runs/demo
 
 from __future__ import annotations
 
-import math
+import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import pandas as pd
 import tyro
 
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from autointerp.config import OFFLINE
-from autointerp.metrics import BLIND_TO
-from autointerp.nulls import NULLS, ORACLE, SHUFFLED
-from autointerp.stats import Estimate
-from benchmarks.comparison import TRAINED, Line, lines_of, long_table
-from benchmarks.reading import ONE_TOKEN, Scores, read_scores
-from benchmarks.suite import ROOT, Suite, run_suite
+from autointerp.plots import quadrant_figure, save_svg
+from benchmarks.comparison import long_table
+from benchmarks.entropy_score import ENTROPY, EntropyScore, entropy_scores
+from benchmarks.measured import measured_of, read_measures
+from benchmarks.planning import latents_table
+from benchmarks.reading import Scores, read_scores
+from benchmarks.score_tables import markdown, sections_of
+from benchmarks.suite import Suite, run_suite
 from sae.cli import parse, run_stage
-from sae.config import VARIANTS
 from sae.errors import InputError
-
-UNDEFINED = "–"
-BLIND = "†"
-NAMES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1",
-}
-"""Metrics as the table calls them."""
-
-FLOORS = (
-    "The same trials judged with another latent's sentence of like density (shuffled), by always or never saying yes, "
-    "by looking for the latent's heaviest token alone (echo-token), and by the truth (oracle)."
-)
-
-Column = tuple[str, Callable[[Line], str]]
 
 
 @dataclass(frozen=True)
@@ -53,15 +36,17 @@ class CompareConfig:
     """Which runs to compare, and where the table goes."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of runs, each with scores."""
+    """Folders of runs, each with scores or measures."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for table.md and table.csv, and with --suite for the runs."""
+    """Folder for table.md, table.csv and the figures, and with --suite for the runs."""
     suite: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Suite file: make its runs first, then compare them."""
+    power: float | None = None
+    """Say how many latents an interval of plus or minus so much would take, judging by these runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the suite's runs if one is given, compare, print the table and write it."""
+    """Make the suite's runs if one is given, compare, print the tables and write them."""
     config = parse(CompareConfig, argv, "python benchmarks/compare.py")
     if config.out is None:
         raise InputError("--out is missing; name a folder for the table")
@@ -69,208 +54,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             "name either runs or one --suite, e.g. python benchmarks/compare.py runs/a runs/b --out runs/table"
         )
+    if config.power is not None and not config.power > 0:
+        raise InputError(f"--power must be above zero, found {config.power}; give half the width of the interval")
     runs = list(config.runs) if config.suite is None else run_suite(Suite.read(config.suite), config.out)
-    sections = sections_of(read_scores(runs))
-    text = "\n".join(markdown(lines) for lines in sections)
-    _write(config.out, {"table.md": text, "table.csv": long_table(sections).to_csv(index=False)})
+    text, files = report(read_scores(runs), read_measures(runs), config.power)
+    _write(config.out, {"table.md": text.encode(), **files})
     print(text, end="", flush=True)
 
 
-def sections_of(scores: Sequence[Scores]) -> list[list[Line]]:
-    """Lines that belong in one table: one subject on one corpus, one explainer, one judge."""
+def report(scores: Sequence[Scores], measures: pd.DataFrame, half_width: float | None) -> tuple[str, dict[str, bytes]]:
+    """All tables as text, and the other files: every number, and the figures.
 
-    def section(part: Scores) -> tuple[Any, ...]:
-        subject, question = part.subject, part.question
-        at = (subject.name, subject.revision, subject.corpus, subject.corpus_fingerprint)
-        return (*at, question.explainer, question.explainer_model, question.judge)
-
-    ordered = sorted(scores, key=section)
-    return [lines_of(list(parts), VARIANTS) for _, parts in groupby(ordered, key=section)]
-
-
-def markdown(lines: Sequence[Line]) -> str:
-    """A section as a person reads it: title, table, notes."""
-    text = [*_title(lines), "", *_table(_columns(lines), lines), "", *(f"- {note}" for note in _notes(lines)), ""]
-    with_nulls = [line for line in lines if line.nulls]
-    if with_nulls:
-        text += ["## Floors and ceilings", "", *_table(_null_columns(with_nulls), with_nulls), "", f"- {FLOORS}", ""]
-    return "\n".join(text)
+    Args:
+        scores: of the runs.
+        measures: of every latent of the runs.
+        half_width: wanted half-width of an interval, for the table of latents needed.
+    """
+    sections, measured = sections_of(scores), measured_of(measures, scores)
+    placed = [part for one in measured for part in entropy_scores(one)]
+    text = [markdown(lines) for lines in sections]
+    text += [one.markdown for one in measured] + [part.markdown for part in placed]
+    if half_width is not None:
+        text.append(latents_table(scores, half_width))
+    numbers = pd.concat([long_table(sections), *(one.long_table() for one in measured)])
+    return "\n".join(text), {"table.csv": numbers.to_csv(index=False).encode(), **_figures(placed)}
 
 
-def _table(columns: Sequence[Column], lines: Sequence[Line]) -> list[str]:
-    rows = [[header for header, _ in columns], ["---"] * len(columns)]
-    rows += [[cell(line) for _, cell in columns] for line in lines]
-    return ["| " + " | ".join(row) + " |" for row in rows]
+def _figures(placed: Sequence[EntropyScore]) -> dict[str, bytes]:
+    files = {}
+    for part in placed:
+        stream = io.BytesIO()
+        save_svg(quadrant_figure(part.frame, part.shares, ENTROPY, part.column), stream)
+        files[f"quadrants-{part.slug}.svg"] = stream.getvalue()
+    return files
 
 
-def _title(lines: Sequence[Line]) -> list[str]:
-    question, subject = lines[0].question, lines[0].parts[0].subject
-    folder = Path(subject.name)
-    name = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else subject.name
-    about = f"Subject {name}{f' at {subject.revision}' if subject.revision else ''}, corpus {subject.corpus}."
-    if question.judge == OFFLINE:
-        return ["# Lexical predictability (offline judge)", "", f"{about} Explainer {question.explainer}."]
-    who = f"explainer {question.explainer} ({question.explainer_model}), judge {question.judge}"
-    return [f"# Scores by {who}", "", about]
-
-
-def _labels(lines: Sequence[Line]) -> dict[Any, str]:
-    """Names of the dictionaries: the hookpoint, with the size where a hookpoint has several."""
-    shapes = {(q.hookpoint, q.k, q.n_latents) for q in (line.question for line in lines)}
-    several = {h for h, _, _ in shapes if sum(h == other for other, _, _ in shapes) > 1}
-    return {(h, k, n): f"{h} (k {k}, {n} latents)" if h in several else h for h, k, n in shapes}
-
-
-def _columns(lines: Sequence[Line]) -> list[Column]:
-    """The table; floor and ceiling only where some line has them."""
-    has = {null for line in lines for null in line.nulls}
-    floors: list[tuple[str, str]] = [("floor [95 %]", SHUFFLED), ("ceiling", ORACLE)]
-    return [
-        *_place(lines),
-        (f"{_marked('auroc')} [95 %]", lambda line: _interval(line.mean("auroc"), ".3f")),
-        *((header, _null_cell(null, "auroc")) for header, null in floors if null in has),
-        ("trained − this [95 %]", lambda line: _interval(line.difference and line.difference.difference, "+.3f")),
-        ("Hedges' g [95 %]", lambda line: _interval(line.difference and line.difference.effect, "+.2f")),
-        *((_marked(name), _mean_cell(name)) for name in ("average_precision", "f1", "balanced_accuracy")),
-        ("FVU", lambda line: _number(line.reconstruction("fvu"), ".3f")),
-        ("token mean", lambda line: _number(line.reconstruction("fvu_token_mean"), ".3f")),
-        ("PCA", lambda line: _number(line.reconstruction("fvu_pca"), ".3f")),
-        ("one-token", lambda line: _number(line.one_token, ".1%")),
-        ("scored", lambda line: str(line.counts["latents_scored"])),
-        ("rare / dense", lambda line: f"{line.counts['latents_too_rare']} / {line.counts['latents_too_dense']}"),
-        ("failed", lambda line: f"{line.counts['judgements_failed']} of {line.counts['judgements']}"),
-    ]
-
-
-def _null_columns(lines: Sequence[Line]) -> list[Column]:
-    names = [null for null in NULLS if any(null in line.nulls for line in lines)]
-    metrics = ("auroc", "balanced_accuracy")
-    return [*_place(lines), *((f"{null} {NAMES[name]}", _null_cell(null, name)) for null in names for name in metrics)]
-
-
-def _place(lines: Sequence[Line]) -> list[Column]:
-    labels = _labels(lines)
-    return [
-        ("dictionary", lambda line: labels[line.question.hookpoint, line.question.k, line.question.n_latents]),
-        ("scorer", lambda line: line.question.scorer),
-        ("variant", lambda line: line.variant),
-    ]
-
-
-def _marked(metric: str) -> str:
-    return NAMES[metric] + (f" {BLIND}" if metric in BLIND_TO else "")
-
-
-def _mean_cell(metric: str) -> Callable[[Line], str]:
-    return lambda line: UNDEFINED if (mean := line.mean(metric)) is None else f"{mean.value:.3f}"
-
-
-def _null_cell(null: str, metric: str) -> Callable[[Line], str]:
-    def cell(line: Line) -> str:
-        mean = line.null_mean(null, metric)
-        # What asks nobody is the same for all latents, or nearly so: an interval would say nothing.
-        return UNDEFINED if mean is None else _interval(mean, ".3f") if null == SHUFFLED else f"{mean.value:.3f}"
-
-    return cell
-
-
-def _number(value: float, spec: str) -> str:
-    return UNDEFINED if math.isnan(value) else format(value, spec)
-
-
-def _interval(estimate: Estimate | None, spec: str) -> str:
-    if estimate is None:
-        return UNDEFINED
-    if estimate.low is None or estimate.high is None:
-        return format(estimate.value, spec)
-    return f"{estimate.value:{spec}} [{estimate.low:{spec}}, {estimate.high:{spec}}]"
-
-
-def _notes(lines: Sequence[Line]) -> list[str]:
-    draws = max(line.n_draws for line in lines)
-    notes = []
-    if lines[0].question.judge == OFFLINE:
-        notes.append(
-            "Lexical predictability says how well tokens and what stands right before them tell where a latent fires. "
-            "It is not interpretability, and a higher value is not better."
-        )
-    if draws == 1:
-        notes.append("Interval over latents only; one draw of each network and dictionary.")
-    else:
-        notes.append(
-            f"Up to {draws} draws of a variant: a seed draws the dictionary where the network is given (trained, "
-            "step0), and network and dictionary where it is random; so the former's interval says nothing of other "
-            "networks. t interval over the draws' means; a variant with one draw has its interval over latents only. "
-            "Hedges' g is over latents."
-        )
-    if not all(part.graded for line in lines for part in line.parts):
-        notes.append("The judge gives hard answers: AUROC equals balanced accuracy.")
-    notes.append(
-        f"{BLIND}: falls hardly at all, where positives are few, if an explanation names as much again that is wrong "
-        "(extra-labels test of Oikarinen et al. 2025); average precision and F1 do."
-    )
-    notes += _learning(lines) + _missing(lines) + _mismatches(lines)
-    notes.append(
-        "FVU on held-out documents, lower is better, beside that of a per-token-mean lookup and of a PCA of k "
-        f"components; one-token: living latents with over {ONE_TOKEN:.0%} of their activation on one token id; rare / "
-        "dense: sampled latents that fire in too few contexts to be judged, or leave too few without."
-    )
-    lost = sum(line.counts["latents_failed"] for line in lines)
-    return [*notes, *([f"{lost} scores are missing because the explainer or the judge failed."] if lost else [])]
-
-
-def _learning(lines: Sequence[Line]) -> list[str]:
-    """Whether each trained dictionary does better than lookups that have learnt nothing."""
-    labels, notes = _labels(lines), {}
-    for line in lines:
-        fvu, token, pca = (line.reconstruction(name) for name in ("fvu", "fvu_token_mean", "fvu_pca"))
-        if line.variant != TRAINED or any(map(math.isnan, (fvu, token, pca))):
-            continue
-        label = labels[line.question.hookpoint, line.question.k, line.question.n_latents]
-        numbers = f"FVU {fvu:.3f}, token mean {token:.3f}, PCA {pca:.3f}"
-        beaten = fvu < min(token, pca)
-        verdict = "beats both baselines" if beaten else "does not beat both baselines: it has not learnt"
-        notes[label] = f"{label}: the trained variant's SAE {verdict} ({numbers})."
-    return list(notes.values())
-
-
-def _missing(lines: Sequence[Line]) -> list[str]:
-    labels = _labels(lines)
-    shapes = {(q.hookpoint, q.k, q.n_latents) for q in (line.question for line in lines if not line.trained)}
-    names = sorted(labels[shape] for shape in shapes)
-    return [f"No trained run to compare with for {', '.join(names)}: no difference is taken."] if names else []
-
-
-def _mismatches(lines: Sequence[Line]) -> list[str]:
-    """Settings that differ between the variants of one question."""
-    notes: dict[str, None] = {}
-    for _, group in groupby(lines, key=lambda line: line.question):
-        parts = [part for line in group for part in line.parts]
-        for name, found in _differing(parts):
-            shown = "; ".join(f"{variant}: {value}" for value, variant in found.items())
-            notes[f"Settings differ, and a difference may come from that: {name} ({shown})."] = None
-    return list(notes)
-
-
-def _differing(parts: Sequence[Scores]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Name of each setting that is not the same in all parts, and a variant that has it by value."""
-    for name in parts[0].settings:
-        values = [part.settings[name] for part in parts]
-        groups = [value for value in values if isinstance(value, dict)]
-        inner = sorted(set().union(*groups)) if len(groups) == len(values) else [None]
-        for key in inner:
-            own = [value if key is None else value.get(key, "not known") for value in values]
-            found = {"not known" if v is None else str(v): part.variant for v, part in zip(own, parts, strict=True)}
-            if len(found) > 1:
-                yield name if key is None else f"{name} {key}", found
-
-
-def _write(out: Path, files: dict[str, str]) -> None:
+def _write(out: Path, files: Mapping[str, bytes]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
+        for name, content in files.items():
             partial = out / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             partial.replace(out / name)
     except OSError as error:
         raise InputError(f"cannot write to --out {out}: {error.strerror}; name a folder that can be written") from None

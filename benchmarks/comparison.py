@@ -15,10 +15,11 @@ import pandas as pd
 
 from autointerp.metrics import METRICS
 from autointerp.nulls import NULLS
-from autointerp.stats import Difference, Estimate, cluster_means, mean_difference, mean_interval
-from benchmarks.reading import Question, Scores
+from autointerp.stats import Difference, Estimate, cluster_difference, cluster_interval
+from benchmarks.contrasts import TRAINED
+from benchmarks.reading import Question, Scores, variant_rank
+from benchmarks.tables import numbers
 
-TRAINED = "trained"
 SAE_METRICS = ("fvu", "fvu_token_mean", "fvu_pca", "cosine", "l0", "dead_share")
 UNSCORED = ("too_rare", "too_dense")
 
@@ -41,21 +42,20 @@ class Line:
 
     def mean(self, metric: str) -> Estimate | None:
         """Mean over latents; with several draws the mean of their means, and the interval is over these."""
-        return mean_interval(_sample(self.parts, metric, over_draws=self.n_draws > 1))
+        return _mean_of(self.parts, metric)
 
     def null_mean(self, null: str, metric: str) -> Estimate | None:
         """The same of a null; None where no draw has it."""
-        return mean_interval(_sample(self.nulls.get(null, ()), metric, over_draws=self.n_draws > 1))
+        return _mean_of(self.nulls.get(null, ()), metric)
 
     @cached_property
     def difference(self) -> Difference | None:
-        """AUROC of the trained variant minus this one's; the effect size is always over latents."""
+        """AUROC of the trained variant minus this one's, paired where draws share their seeds; the effect is over
+        latents."""
         if not self.trained or self.variant == TRAINED:
             return None
-        over_draws = self.n_draws > 1 or len(self.trained) > 1
-        means = mean_difference(*(_sample(parts, "auroc", over_draws) for parts in (self.trained, self.parts)))
-        latents = mean_difference(*(_sample(parts, "auroc", False) for parts in (self.trained, self.parts)))
-        return None if means is None or latents is None else Difference(means.difference, latents.effect)
+        first, second = (_by_draw(parts, "auroc") for parts in (self.trained, self.parts))
+        return cluster_difference(first, second, len(first.keys() & second.keys()) > 1, np.random.default_rng(0))
 
     def reconstruction(self, name: str) -> float:
         """A metric of the dictionary, mean over draws; nan where it is not known."""
@@ -90,9 +90,12 @@ class Line:
         return {f"latents_{name}_density_{at}": found[name, at] for name, at in sorted(found)}
 
 
-def _sample(parts: Sequence[Scores], metric: str, over_draws: bool) -> list[float]:
-    values = [part.table[metric].dropna().tolist() for part in parts]
-    return cluster_means(dict(enumerate(values))) if over_draws else [x for one in values for x in one]
+def _mean_of(parts: Sequence[Scores], metric: str) -> Estimate | None:
+    return cluster_interval(_by_draw(parts, metric), np.random.default_rng(0))
+
+
+def _by_draw(parts: Sequence[Scores], metric: str) -> dict[tuple[int, int], list[float]]:
+    return {part.draw: part.table[metric].dropna().tolist() for part in parts}
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -100,15 +103,14 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def lines_of(scores: Sequence[Scores], order: Sequence[str]) -> list[Line]:
+def lines_of(scores: Sequence[Scores]) -> list[Line]:
     """The lines of one subject's table: dictionaries, scorers, and in each the variants, the trained one first."""
-    rank = {name: place for place, name in enumerate(order)}
 
     def place(part: Scores) -> tuple[Any, ...]:
         q, config = part.question, part.dictionary.config
         layer = config.get("layer")
         at = (layer is None, layer or 0, q.hookpoint, q.k or 0, q.n_latents or 0)
-        return (*at, q.explainer, q.explainer_model, q.judge, q.scorer, rank.get(part.variant, len(rank)), part.variant)
+        return (*at, q.explainer, q.explainer_model, q.judge, q.scorer, variant_rank(part.variant), part.variant)
 
     lines = []
     for question, of_question in itertools.groupby(sorted(scores, key=place), key=lambda part: part.question):
@@ -135,7 +137,7 @@ def long_table(sections: Sequence[Sequence[Line]]) -> pd.DataFrame:
             name = null.replace("-", "_")
             estimates |= {f"{name}_{metric}": line.null_mean(null, metric) for metric in METRICS}
         for name, estimate in estimates.items():
-            rows.append({**about, "quantity": name, **(vars(estimate) if estimate else {})})
+            rows.append({**about, "quantity": name, **numbers(estimate)})
         single = {name: line.reconstruction(name) for name in SAE_METRICS}
         single |= {"one_token_share": line.one_token, "draws": line.n_draws, **line.counts, **line.strata}
         rows += [{**about, "quantity": name, "value": value} for name, value in single.items()]

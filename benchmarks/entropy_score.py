@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 
 import pandas as pd
-from autointerp.quadrants import ENTROPY_CUT, QUADRANTS, SCORE_CUT, quadrant_table
 
+from autointerp.quadrants import ENTROPY_CUT, QUADRANTS, SCORE_CUT, quadrant_table
 from benchmarks.measured import Measured
-from benchmarks.reading import Scores
 from benchmarks.tables import UNDEFINED, table
 
 ENTROPY = "corrected_entropy"
@@ -19,10 +18,15 @@ ENTROPY = "corrected_entropy"
 class EntropyScore:
     """The scored latents of one subject under one scorer: a row a latent with its entropy and its score."""
 
-    scorer: str
-    """Scorer, explainer and judge."""
+    column: str
+    """The score, and what the figure calls it."""
     frame: pd.DataFrame
     shares: pd.DataFrame
+
+    @property
+    def slug(self) -> str:
+        """The score as part of a file's name."""
+        return re.sub(r"[^\w.@-]+", "-", self.column.replace("(AUROC†)", "")).strip("-")
 
     @property
     def markdown(self) -> str:
@@ -34,40 +38,22 @@ class EntropyScore:
                 f"{row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" if row["n_placed"] else UNDEFINED
                 for row in (cells[name] for name in QUADRANTS)
             ]
-            first = cells[QUADRANTS[0]]
-            rows.append([str(dictionary), str(variant), str(first["n_placed"]), *shares])
-        return "\n".join(
-            [
-                f"## Entropy and score: {self.scorer}",
-                "",
-                *table(["dictionary", "variant", "latents", *QUADRANTS], rows),
-                "",
-                f"- Corrected entropy at least {ENTROPY_CUT:.2f} nats (five tokens) and AUROC at least {SCORE_CUT:g}: "
-                "abstract; both below: unpredicted. Token-like has the score alone, diffuse the entropy alone. Shares are "
-                "with Wilson's interval over the scored latents of all draws.",
-                "",
-            ]
+            rows.append([str(dictionary), str(variant), str(cells[QUADRANTS[0]]["n_placed"]), *shares])
+        note = (
+            f"- Abstract: corrected entropy of at least {ENTROPY_CUT:.2f} nats (five tokens) and a score of at least "
+            f"{SCORE_CUT:g}. Token-like has the score alone, diffuse the entropy alone, unpredicted neither. Wilson's "
+            "intervals over the scored latents of all draws."
         )
+        header = ["dictionary", "variant", "latents", *QUADRANTS]
+        return "\n".join([f"## Entropy beside {self.column}", "", *table(header, rows), "", note, ""])
 
 
-def entropy_scores(measured: Measured, scores: Sequence[Scores]) -> list[EntropyScore]:
-    """One part for each scorer, explainer and judge whose latents have been measured."""
-    keys = ["run", "cached", "latent"]
-    parts: dict[str, list[pd.DataFrame]] = {}
-    for one in scores:
-        if one.null:
-            continue
-        q = one.question
-        name = f"{q.scorer}, {q.explainer} ({q.explainer_model}), judge {q.judge}"
-        about = {"run": str(one.run), "cached": one.dictionary.config["dictionary"]}
-        parts.setdefault(name, []).append(one.table[["latent", "auroc"]].assign(**about))
-    columns = [*keys, "dictionary", "variant", ENTROPY]
-    order = {(d, v): place for place, (d, v, _) in enumerate(measured.groups)}
+def entropy_scores(measured: Measured) -> list[EntropyScore]:
+    """One part for each score that latents with an entropy have."""
     found = []
-    for name, tables in parts.items():
-        frame = measured.frame[columns].merge(pd.concat(tables), on=keys)
-        if len(frame):
-            rank = [order[pair] for pair in zip(frame["dictionary"], frame["variant"], strict=True)]
-            frame = frame.assign(rank=rank).sort_values(["rank", "latent"], kind="stable").reset_index(drop=True)
-            found.append(EntropyScore(name, frame, quadrant_table(frame, ENTROPY)))
+    for score in measured.scored:
+        columns = ["dictionary", "variant", "latent", ENTROPY, score.column]
+        parts = [part.dropna(subset=[score.column])[columns] for _, _, part in measured.groups]
+        frame = pd.concat(parts, ignore_index=True)
+        found.append(EntropyScore(score.column, frame, quadrant_table(frame, ENTROPY, score.column)))
     return found

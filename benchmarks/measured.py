@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from benchmarks.reading import subject_label, variant_label, variant_rank
 
 from autointerp.artifacts import MEASURES as MEASURES_FILE
-from autointerp.stats import CLUSTERS, Estimate
-from benchmarks.contrasts import MEASURES, Contrast, contrasts_of, learned_computation, mean_of
+from autointerp.stats import CLUSTERS
+from benchmarks.contrasts import MEASURES, Contrast, Measure, contrasts_of, learned_computation, mean_of
 from benchmarks.discriminate import ALL, discrimination_table
-from benchmarks.tables import UNDEFINED, table, written
+from benchmarks.reading import Scores, Subject, hookpoint_label, variant_label, variant_rank
+from benchmarks.tables import UNDEFINED, numbers, table, written
 from sae.artifacts import complete_folders, latents_folder, read_manifest
 from sae.errors import InputError
 from sae.runs import read_run
+
+SCORE_MARGIN = 0.02
+"""Difference of mean AUROCs that counts as none."""
 
 
 def read_measures(runs: Sequence[Path]) -> pd.DataFrame:
@@ -44,11 +47,12 @@ def _read_run(run: Path) -> list[pd.DataFrame]:
         except (OSError, ValueError) as error:
             raise InputError(f"{folder / MEASURES_FILE} is damaged ({error}); {mend}") from None
         made = cache.config
-        hookpoint = str(made.get("hookpoint") or folder.name) + (" skip-embed" if made.get("skip_embed") else "")
+        subject = Subject.of(held)
         about = {
-            "subject": subject_label(held),
+            "subject": f"{subject.name}, {subject.corpus}",
+            "subject_identity": f"{subject.identity} {subject.corpus_identity}",
             "variant": variant_label(held),
-            "dictionary": hookpoint,
+            "dictionary": hookpoint_label(made, folder.name),
             "shape": f"k {made.get('k')}, {len(frame)} latents",
             "layer": made.get("layer"),
             "seed": int(made.get("seed") or 0),
@@ -63,10 +67,10 @@ def _with_draws(frame: pd.DataFrame) -> pd.DataFrame:
 
     The seed is the dictionary's; where a variant has several draws of the network for one, it is the network's.
     """
-    several = frame.groupby(["subject", "dictionary"])["shape"].transform("nunique") > 1
+    several = frame.groupby(["subject_identity", "dictionary"])["shape"].transform("nunique") > 1
     sized = frame["dictionary"] + " (" + frame["shape"] + ")"
     frame = frame.assign(dictionary=frame["dictionary"].where(~several, sized))
-    draws = frame.groupby(["subject", "variant", "dictionary", "seed"])["run"].transform("nunique")
+    draws = frame.groupby(["subject_identity", "variant", "dictionary", "seed"])["run"].transform("nunique")
     return frame.assign(seed=frame["seed"].where(draws == 1, frame["variant_seed"]))
 
 
@@ -76,13 +80,16 @@ class Measured:
 
     subject: str
     frame: pd.DataFrame
+    scored: tuple[Measure, ...]
+    """The judges' scores among the columns of the frame, where a latent has one."""
     contrasts: list[Contrast]
     discrimination: pd.DataFrame
 
     @classmethod
-    def of(cls, subject: str, frame: pd.DataFrame) -> Measured:
+    def of(cls, frame: pd.DataFrame, scored: Sequence[Measure]) -> Measured:
         """Compare and classify the latents of a frame."""
-        return cls(subject, frame, contrasts_of(frame), discrimination_table(frame))
+        contrasts = contrasts_of(frame, [*MEASURES, *scored])
+        return cls(str(frame["subject"].iloc[0]), frame, tuple(scored), contrasts, discrimination_table(frame))
 
     @property
     def groups(self) -> list[tuple[str, str, pd.DataFrame]]:
@@ -185,27 +192,43 @@ class Measured:
         """All numbers, unrounded, one a row."""
         rows: list[dict[str, Any]] = []
         for dictionary, variant, part in self.groups:
-            for measure in MEASURES:
+            for measure in (*MEASURES, *self.scored):
                 if measure.column in part and (mean := mean_of(part, measure.column)) is not None:
                     about = {"dictionary": dictionary, "variant": variant, "quantity": measure.column}
-                    rows.append({**about, **_numbers(mean)})
+                    rows.append({**about, **numbers(mean)})
         for c in self.contrasts:
             about = {"variant": c.null, "quantity": f"{c.measure.column}_trained_minus_this"}
             tests = {"p_holm": c.p, "p_equivalent_holm": c.p_equivalent, "margin": c.measure.margin}
             more = {"density_matched": c.matched, "verdict": c.verdict}
-            rows.append({**about, **_numbers(c.difference.difference), **tests, **more})
+            rows.append({**about, **numbers(c.difference.difference), **tests, **more})
         for row in self.discrimination.to_dict("records"):
             about = {"variant": row["null"], "quantity": f"discrimination: {row['measure']}"}
             rows.append({**about, "value": row["auroc"], "low": row["low"], "high": row["high"], "n": row["n_groups"]})
         return pd.DataFrame([{"subject": self.subject, **row} for row in rows])
 
 
-def _numbers(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n, "unit": estimate.unit}
-
-
-def sections_of(frame: pd.DataFrame) -> list[Measured]:
-    """One part for each subject on each corpus."""
+def measured_of(frame: pd.DataFrame, scores: Sequence[Scores]) -> list[Measured]:
+    """One part for each subject on each corpus; the judges' scores become columns beside the measures."""
     if frame.empty:
         return []
-    return [Measured.of(str(name), part) for name, part in _with_draws(frame).groupby("subject", sort=False)]
+    frame, scored = _with_scores(_with_draws(frame), [one for one in scores if not one.null])
+    parts = frame.groupby("subject_identity", sort=False)
+    return [Measured.of(part, [m for m in scored if part[m.column].notna().any()]) for _, part in parts]
+
+
+def _with_scores(frame: pd.DataFrame, scores: Sequence[Scores]) -> tuple[pd.DataFrame, list[Measure]]:
+    """The frame with a column of AUROCs for every scorer, explainer and judge; nan for latents without a score."""
+    keys = ["run", "cached", "latent"]
+    tables: dict[tuple[str, ...], list[pd.DataFrame]] = {}
+    for one in scores:
+        q = one.question
+        about = {"run": str(one.run), "cached": one.dictionary.config["dictionary"]}
+        name = (q.scorer, q.explainer, q.explainer_model, q.judge)
+        tables.setdefault(name, []).append(one.table[["latent", "auroc"]].assign(**about))
+    several = len({name[1:] for name in tables}) > 1
+    measures = []
+    for (scorer, explainer, model, judge), parts in tables.items():
+        label = f"{scorer} (AUROC†)" + (f", {explainer}@{model}, judge {judge}" if several else "")
+        frame = frame.merge(pd.concat(parts).rename(columns={"auroc": label}), how="left", on=keys)
+        measures.append(Measure(label, label, SCORE_MARGIN))
+    return frame, measures

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,14 @@ from autointerp.artifacts import SCORES, explanation_folders
 from autointerp.metrics import METRICS, token_concentration
 from autointerp.sources import Source, read_source
 from sae.artifacts import complete_folders, dictionary_folder, read_json, read_manifest
+from sae.config import VARIANTS, Variant
 from sae.errors import InputError
 from sae.runs import read_run
 
 ONE_TOKEN = 0.9
 """Share of a latent's activation mass on one token id above which it counts as a one-token latent."""
 
+ROOT = Path(__file__).resolve().parent.parent
 Draw = tuple[int, int]
 
 
@@ -27,10 +29,45 @@ Draw = tuple[int, int]
 class Subject:
     """What runs must share to be compared."""
 
-    name: str
-    revision: str
-    corpus: str
-    corpus_fingerprint: str
+    identity: str
+    """Fingerprint of a local folder, hub id and revision otherwise."""
+    corpus_identity: str
+    name: str = field(compare=False)
+    corpus: str = field(compare=False)
+
+    @classmethod
+    def of(cls, held: dict[str, Any]) -> Subject:
+        """The subject and corpus of a run."""
+        revision = f" at {held['revision']}" if held.get("revision") else ""
+        identity = str(held.get("subject_fingerprint") or f"{held['subject']}{revision}")
+        corpus = str(held.get("corpus_fingerprint") or held["corpus"])
+        return cls(identity, corpus, _place(held["subject"]) + revision, _place(held["corpus"]))
+
+
+def _place(name: str) -> str:
+    """A file or folder relative to the repository, else by its name; other names as they are."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def variant_label(held: dict[str, Any]) -> str:
+    """What a run's variant is called beside others: with its block, or its scale where that is not the usual one."""
+    scale, block = held.get("control_scale"), held.get("variant_block")
+    more = scale if held["variant"] == "control" and scale not in (None, "unit") else None
+    more = f"block {block}" if block is not None else more
+    return str(held["variant"]) + (f" ({more})" if more else "")
+
+
+def variant_rank(label: str) -> int:
+    """Place of a variant among others in a table: trained first."""
+    return VARIANTS.index(cast(Variant, label.split(" (", maxsplit=1)[0]))
+
+
+def hookpoint_label(made: dict[str, Any], name: str) -> str:
+    """Where a dictionary reads, and whether without the tokens' means."""
+    return str(made.get("hookpoint") or name) + (" skip-embed" if made.get("skip_embed") else "")
 
 
 @dataclass(frozen=True)
@@ -104,7 +141,7 @@ def _read_run(run: Path) -> list[Scores]:
             if name not in dictionaries:
                 dictionaries[name] = _read_dictionary(run, name, source)
             found += [_read_one(run, held, folder, source, dictionaries[name]) for folder in folders]
-    if not found:
+    if not found and not complete_folders(run / "measures"):
         raise InputError(f"{run} has no scores; make them with python -m autointerp.score --run {run}")
     return found
 
@@ -123,18 +160,15 @@ def _read_one(run: Path, held: dict[str, Any], folder: Path, source: Source, dic
         table = table[["latent", "status"]].join(table[["n", "n_failed", "density", *METRICS]].apply(pd.to_numeric))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder / SCORES} is damaged ({error}); {make}") from None
-    scale = held.get("control_scale")
-    variant = held["variant"] + (f" ({scale})" if held["variant"] == "control" and scale not in (None, "unit") else "")
-    subject = (str(held.get(key) or "") for key in ("subject", "revision", "corpus", "corpus_fingerprint"))
-    question = (made.get("hookpoint") or config["dictionary"], made.get("k"), made.get("n_latents"))
+    question = (hookpoint_label(made, config["dictionary"]), made.get("k"), made.get("n_latents"))
     asked = (config[key] for key in ("explainer", "explainer_model", "judge", "scorer"))
     settings = {key: config.get(key) for key in ("examples", "examples_per_prompt", "sampling", "prompts")}
     settings |= {"latents sampled": len(table), "tokens cached": made.get("tokens"), "corpus": made.get("corpus")}
     settings |= {"tokens trained on": dictionary.metrics.get("n_tokens_train"), "training": dictionary.training}
     return Scores(
         run=run,
-        subject=Subject(*subject),
-        variant=variant,
+        subject=Subject.of(held),
+        variant=variant_label(held),
         draw=(int(held.get("variant_seed") or 0), int(made.get("seed") or 0)),
         question=Question(*question, *asked),
         null=config.get("null", ""),

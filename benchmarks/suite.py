@@ -18,7 +18,13 @@ from sae.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = logging.getLogger(__name__)
-STAGES = {"train": "sae.train", "cache": "sae.cache", "explain": "autointerp.explain", "score": "autointerp.score"}
+STAGES = {
+    "train": "sae.train",
+    "cache": "sae.cache",
+    "measure": "autointerp.measure",
+    "explain": "autointerp.explain",
+    "score": "autointerp.score",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Suite:
     subject: str
     """Hugging Face id, or a folder: as it is, or relative to the repository."""
     variants: tuple[str, ...]
-    """Subject variants; each gets a run of its own."""
+    """Subject variants; each gets a run of its own. `rerandomised-block:1` is that of block 1."""
     layers: tuple[int, ...]
     """Blocks whose residual stream gets a dictionary."""
     corpus: str = "pydocs"
@@ -68,7 +74,7 @@ class Suite:
         if missing := [name for name in needed if not raw.get(name)]:
             raise InputError(f"{path}: {', '.join(missing)} is missing or empty; add it")
         suite = cls(**{name: _typed(path, name, value) for name, value in raw.items()})
-        if wrong := [variant for variant in suite.variants if variant not in VARIANTS]:
+        if wrong := [variant for variant in suite.variants if variant.split(":")[0] not in VARIANTS]:
             raise InputError(f"{path}: no variant {wrong[0]!r}; there are {', '.join(VARIANTS)}")
         return suite
 
@@ -97,7 +103,8 @@ def run_suite(suite: Suite, out: Path) -> list[Path]:
 
 
 def _folder_name(suite: Suite, variant: str, seed: int) -> str:
-    return variant if len(suite.seeds) == 1 else f"{variant}-s{seed}"
+    name = variant.replace(":", "-")
+    return name if len(suite.seeds) == 1 else f"{name}-s{seed}"
 
 
 def _stage(name: str) -> Callable[[Sequence[str]], None]:
@@ -107,14 +114,17 @@ def _stage(name: str) -> Callable[[Sequence[str]], None]:
 def _flags(suite: Suite, stage: str, run: Path, variant: str, seed: int) -> list[str]:
     local = ROOT / suite.subject
     subject = str(local) if local.exists() else suite.subject
+    variant, _, block = variant.partition(":")
     text = {"corpus": suite.corpus, "context-length": suite.context_length}
     answering = {"client": suite.client, "model": suite.model, "base-url": suite.base_url}
     flags: dict[str, dict[str, Any]] = {
         "train": {
-            **{"subject": subject, "variant": variant, "variant-seed": seed, "layers": suite.layers, **text},
+            **{"subject": subject, "variant": variant, "variant-seed": seed, "variant-block": block or None},
+            **{"layers": suite.layers, **text},
             **{"tokens": suite.train_tokens, "k": suite.k, "expansion": suite.expansion, "seed": seed},
         },
         "cache": {"tokens": suite.cache_tokens, **text},
+        "measure": {},
         "explain": {"explainer": suite.explainer, "n-latents": suite.n_latents, **answering},
         "score": {
             "explainer": suite.explainer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from autointerp.stats import Estimate
 
@@ -21,3 +22,10 @@ def written(estimate: Estimate | None, spec: str) -> str:
     if estimate.low is None or estimate.high is None:
         return format(estimate.value, spec)
     return f"{estimate.value:{spec}} [{estimate.low:{spec}}, {estimate.high:{spec}}]"
+
+
+def numbers(estimate: Estimate | None) -> dict[str, Any]:
+    """An estimate as columns of table.csv."""
+    if estimate is None:
+        return {}
+    return {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "unit", "method")}
