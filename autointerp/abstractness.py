@@ -185,9 +185,10 @@ def abstractness_columns(
         surface: surface form of each token id, from `surface_of_token`.
 
     Returns:
-        `token_entropy` (top windows, token ids: Heap et al.), `corrected_entropy` (all firings, surface forms),
-        `n_effective` (Kish), `coverage` (of the surface forms, Good-Turing) and `top_surface_mass` (share
-        of the activation mass on the commonest surface form).
+        `token_entropy` (top windows, token ids: Heap et al.), `all_token_entropy` (the same of all firings),
+        `corrected_entropy` and `top_corrected_entropy` (surface forms, without small-sample bias; all firings, and
+        those of the top windows), `n_effective` (Kish), `coverage` (of the surface forms, Good-Turing) and
+        `top_surface_mass` (share of the activation mass on the commonest surface form).
     """
     fires = np.flatnonzero(activations > 0)
     index, ids, strength, where = token_index[fires], token_ids[fires], activations[fires], context[fires]
@@ -196,7 +197,9 @@ def abstractness_columns(
     mass, _ = _by_token(forms, strength)
     return {
         "token_entropy": token_entropy(ids[top], strength[top]),
+        "all_token_entropy": token_entropy(ids, strength),
         "corrected_entropy": chao_wang_jost(forms, strength),
+        "top_corrected_entropy": chao_wang_jost(forms[top], strength[top]),
         "n_effective": effective_draws(strength),
         "coverage": coverage(forms, strength),
         "top_surface_mass": float(mass.max() / mass.sum()) if len(mass) else math.nan,

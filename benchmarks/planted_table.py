@@ -35,6 +35,10 @@ from sae.latents import LatentCache
 
 SCORERS = ("detection", "fuzzing")
 QUADRANT_SCORER = "fuzzing"
+MEASURES = (
+    *("token_entropy", "all_token_entropy", "corrected_entropy", "top_corrected_entropy"),
+    *("coverage", "top_surface_mass"),
+)
 DRAWS = (20, 40, 100, 400, 2000)
 SPREAD = 0.5
 """Standard deviation of the logarithm of the activations in the comparison of estimators."""
@@ -85,7 +89,7 @@ def planted_frame(run: Path, seed: int) -> pd.DataFrame:
         row: dict[str, Any] = {"latent": latent.name, "firings": int(measured["n_firings"])}
         row["true, ids"] = true_entropy(latent, text, np.arange(len(surface)))
         row["true, forms"] = true_entropy(latent, text, surface)
-        row |= {name: measured[name] for name in ("token_entropy", "corrected_entropy", "coverage", "top_surface_mass")}
+        row |= {name: measured[name] for name in MEASURES}
         rows.append(row | further_measures(cache, number) | judged | {"quadrant": place or UNDEFINED})
     return pd.DataFrame(rows)
 

@@ -241,6 +241,10 @@ def test_a_row_is_of_the_explain_split_alone(cache: LatentCache) -> None:
     ids = cache.token_ids[token[explain]].astype(np.int64)
     assert row["n_firings"] == len(explain) < len(token)
     assert row["corrected_entropy"] == chao_wang_jost(ids, activation[explain])
+    assert row["all_token_entropy"] == token_entropy(ids, activation[explain]) > row["token_entropy"]
+    top = top_windows(token[explain], activation[explain], cache.contexts_of(token[explain]), cache.context_offsets)
+    assert row["token_entropy"] == token_entropy(ids[top], activation[explain][top])
+    assert row["top_corrected_entropy"] == chao_wang_jost(ids[top], activation[explain][top]) > row["token_entropy"]
     assert row["top_surface_mass"] == np.bincount(ids, activation[explain]).max() / activation[explain].sum(dtype=float)
     assert latent_columns(cache, TOKEN, surface)["corrected_entropy"] == 0
 

@@ -103,7 +103,7 @@ def test_several_draws_are_clusters_and_the_note_says_so(runs: Path, compare: An
     mean = cell(table, "control", "detection", "auroc")
     assert (mean.value, mean.n) == pytest.approx((np.mean(control), 2))
     difference = cell(table, "control", "detection", "auroc_trained_minus_this")
-    expected = stats.ttest_ind([means["trained0"], means["trained1"]], control, equal_var=False).confidence_interval()
+    expected = stats.ttest_rel([means["trained0"], means["trained1"]], control).confidence_interval()
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
     assert "2 draws of a variant" in text and "one draw of each" not in text
 
