@@ -16,8 +16,9 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from autointerp.abstractness import surface_of_token, vocabulary
-from sae.artifacts import claim_run, dictionary_folder, latents_folder, write_json, writing
+from sae.artifacts import dictionary_folder, latents_folder, write_json, writing
 from sae.latents import EntryWriter, LatentCache, save_tensors
+from sae.runs import claim_run
 
 TOKENIZER = Path(__file__).resolve().parent / "subject" / "tokenizer.json"
 DICTIONARY = "layers.0"

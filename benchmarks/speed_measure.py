@@ -21,9 +21,10 @@ import numpy as np
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sae.artifacts import claim_run, latents_folder, writing
+from sae.artifacts import latents_folder, writing
 from sae.cli import parse, run_stage
 from sae.latents import EntryWriter, save_tensors
+from sae.runs import claim_run
 
 DICTIONARY = "layers.0"
 CONTEXT_LENGTH = 128
