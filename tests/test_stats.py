@@ -1,4 +1,4 @@
-"""Intervals, tests and plans against worked numbers, scipy and simulated coverage."""
+"""Intervals and tests of differences against worked numbers, scipy and simulated coverage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autointerp.equivalence import equivalence, holm, verdict
-from autointerp.power import draw_spread, latents_needed, latents_needed_per_draw
 from autointerp.stats import (
     Estimate,
     cluster_difference,
@@ -19,9 +17,7 @@ from autointerp.stats import (
     mean_difference,
     mean_interval,
 )
-from autointerp.strata import density_edges, stratified_difference, stratum_counts
 from benchmarks.coverage import COUNTS, SCENARIOS, CoverageConfig, coverage, main
-from sae.errors import InputError
 
 X, Y = [0.8, 0.9, 1.0, 0.7], [0.5, 0.6, 0.4, 0.7, 0.3]
 
@@ -218,166 +214,6 @@ def test_pairs_are_resampled_together() -> None:
     # With one latent in each cluster only pairs are left to resample.
     of_differences = cluster_interval({i: [one[i][0] - two[i][0]] for i in one}, rng(), 999)
     assert found is not None and ends(found.difference) == pytest.approx(ends(of_differences))
-
-
-def test_two_one_sided_tests_agree_with_scipy_and_with_the_interval_of_90_percent() -> None:
-    found = mean_difference(X, Y)
-    assert found is not None
-    result = equivalence(found, 0.6)
-    low = stats.ttest_ind(np.array(X) + 0.6, Y, equal_var=False, alternative="greater").pvalue
-    high = stats.ttest_ind(np.array(X) - 0.6, Y, equal_var=False, alternative="less").pvalue
-    assert result.p == pytest.approx(max(low, high)) and result.p == pytest.approx(high)
-    interval = stats.ttest_ind(X, Y, equal_var=False).confidence_interval(0.9)
-    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
-    for margin in (interval.high - 1e-6, interval.high + 1e-6):
-        at = equivalence(found, margin)
-        assert at.p is not None and (at.p <= 0.05) == (margin > interval.high)
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(0.3, "different"), (0.0, "equivalent"), (0.03, "different but within the margin"), (0.09, "different")],
-)
-def test_a_difference_gets_its_verdict(value: float, expected: str) -> None:
-    # Standard error 0.01: the interval is +- 0.0196, the one of 90 % +- 0.0164.
-    estimate = Estimate(value, None, None, 100, error=0.01, freedom=math.inf)
-    assert equivalence(estimate, 0.1).verdict == expected
-    assert equivalence(Estimate(value, None, None, 100, error=0.5, freedom=9), 0.1).verdict == "undecided"
-    assert equivalence(Estimate(value, None, None, 1), 0.1).verdict == "undecided"
-
-
-def test_a_bootstraps_equivalence_is_read_off_its_resamples() -> None:
-    # 99 pivots: the 5 % points are the fifth and the 95th, -2.25 and 2.25.
-    pivots = np.linspace(-2.45, 2.45, 99)
-    estimate = Estimate(0.02, None, None, 20, error=0.01, pivots=pivots)
-    result = equivalence(estimate, 0.1)
-    assert (result.low, result.high) == pytest.approx((0.02 - 0.0225, 0.02 + 0.0225))
-    for margin, count in ((0.02 + 0.0226, 4), (0.02 + 0.0224, 5)):
-        assert equivalence(estimate, margin).p == pytest.approx((1 + count) / 100)
-
-
-def test_adjusted_p_values_make_a_verdict_and_a_margin_must_be_positive() -> None:
-    assert verdict(0.2, 0.01) == "equivalent" and verdict(None, None) == "undecided"
-    for margin in (0.0, -0.1, math.nan, math.inf):
-        with pytest.raises(InputError, match="margin"):
-            equivalence(Estimate(0.0, None, None, 2, error=1.0, freedom=1), margin)
-
-
-def test_holm_multiplies_by_the_tests_that_are_left_and_skips_missing_ones() -> None:
-    # Ascending 0.01, 0.015, 0.02, 0.5 times 4, 3, 2, 1 is 0.04, 0.045, 0.04, 0.5, and never falls.
-    assert holm([0.02, None, 0.01, 0.5, 0.015]) == [pytest.approx(p) for p in (0.045, None, 0.04, 0.5, 0.045)]
-    assert holm([0.4, 0.6]) == [0.8, 0.8] and holm([0.9, 0.7]) == [1.0, 1.0]
-    assert holm([]) == [] and holm([None]) == [None]
-    (one, missing) = holm([0.03, math.nan])
-    assert one == 0.03 and missing is not None and math.isnan(missing)
-
-
-def test_the_latents_a_half_width_takes() -> None:
-    assert latents_needed(0.15, 0.02) == 217 and latents_needed(0.2, 0.02) == 385
-    # (1.959964 / 0.02)^2 (0.15^2 + 0.2^2) = 600.2
-    assert latents_needed(0.15, 0.02, 0.2) == 601
-    assert latents_needed(0.0, 0.02) == 2
-    with pytest.raises(InputError, match="half-width"):
-        latents_needed(0.15, 0.0)
-
-
-@pytest.mark.parametrize(("first", "second", "width"), [(0.15, None, 0.02), (0.1, None, 0.1), (0.15, 0.05, 0.08)])
-def test_an_estimated_spread_takes_the_fewest_latents_whose_own_interval_is_narrow_enough(
-    first: float, second: float | None, width: float
-) -> None:
-    def half(n: int) -> float:
-        if second is None:
-            return float(stats.t.ppf(0.975, n - 1)) * first / math.sqrt(n)
-        made = stats.ttest_ind_from_stats(0, first, n, 0, second, n, equal_var=False)
-        a, b = first**2 / n, second**2 / n
-        freedom = (a + b) ** 2 * (n - 1) / (a**2 + b**2)
-        assert made.pvalue == 1
-        return float(stats.t.ppf(0.975, freedom)) * math.sqrt(a + b)
-
-    n = latents_needed(first, width, second, estimated=True)
-    assert half(n) <= width < half(n - 1) and n > latents_needed(first, width, second)
-
-
-def test_latents_per_draw_suffice_unless_draws_themselves_differ_too_much() -> None:
-    def half(n: int, draws: int, sides: int) -> float:
-        return float(stats.t.ppf(0.975, sides * (draws - 1))) * math.sqrt(sides * (0.01**2 + 0.15**2 / n) / draws)
-
-    n = latents_needed_per_draw(0.01, 0.15, 5, 0.03)
-    assert n is not None and half(n, 5, 1) <= 0.03 < half(n - 1, 5, 1)
-    both = latents_needed_per_draw(0.01, 0.15, 5, 0.03, difference=True)
-    assert both is not None and half(both, 5, 2) <= 0.03 < half(both - 1, 5, 2)
-    # t(2) 0.05 / sqrt(3) = 0.124 stays, however many latents there are.
-    assert latents_needed_per_draw(0.05, 0.15, 3, 0.12) is None
-    assert latents_needed_per_draw(0.05, 0.15, 3, 0.13) is not None
-    assert latents_needed_per_draw(0.01, 0.0, 5, 0.03) == 1
-    with pytest.raises(InputError, match="draws"):
-        latents_needed_per_draw(0.01, 0.15, 1, 0.03)
-
-
-def test_a_pilot_tells_how_much_draws_and_latents_vary() -> None:
-    # Variances 0.02 and 0.02, means 0.2 and 0.6: between^2 = 0.08 - 0.02 / 2.
-    assert draw_spread({0: [0.1, 0.3], 1: [0.5, 0.7]}) == pytest.approx((math.sqrt(0.07), math.sqrt(0.02)))
-    assert draw_spread({0: [0.1, 0.3], 1: [0.2, 0.2]}) == pytest.approx((0.0, 0.1))
-    assert draw_spread({0: [0.1, 0.3], 1: [0.5]}) is None
-
-
-def test_strata_of_density_are_weighted_by_their_overlap() -> None:
-    # Strata [1, 2] and (2, 4]: differences 0.2 and 0.5, weights 2 * 3 / 5 = 1.2 and 2 * 2 / 4 = 1.
-    first, at_first = [0.5, 0.7, 0.8, 1.0], [1.0, 1.5, 3.0, 4.0]
-    second, at_second = [0.3, 0.5, 0.4, 0.3, 0.5], [1.2, 1.7, 2.0, 2.5, 3.2]
-    found = stratified_difference(first, at_first, second, at_second, 2)
-    assert found.difference is not None and found.left_out == 0
-    assert [(s.n_first, s.n_second) for s in found.strata] == [(2, 3), (2, 2)]
-    assert [s.difference for s in found.strata] == pytest.approx([0.2, 0.5])
-    estimate = found.difference.difference
-    assert estimate.value == pytest.approx((1.2 * 0.2 + 0.5) / 2.2)
-    # Variances 0.02, 0.01 and 0.02, 0.02.
-    parts = [1.44 * 0.02 / 2 / 2.2**2, 1.44 * 0.01 / 3 / 2.2**2, 0.02 / 2 / 2.2**2, 0.02 / 2 / 2.2**2]
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 + parts[1] ** 2 / 2 + parts[2] ** 2 + parts[3] ** 2)
-    assert estimate.error == pytest.approx(math.sqrt(sum(parts))) and estimate.freedom == pytest.approx(freedom)
-
-
-def test_one_stratum_is_welch() -> None:
-    found = stratified_difference(X, [0.1] * 4, [*Y, math.nan], [0.1] * 6)
-    expected = mean_difference(X, Y)
-    assert found.difference is not None and expected is not None and len(found.strata) == 1
-    assert ends(found.difference.difference) == pytest.approx(ends(expected.difference))
-    assert found.difference.p == pytest.approx(expected.p)
-
-
-def test_latents_without_a_counterpart_are_left_out_and_counted() -> None:
-    found = stratified_difference([0.1, 0.2, 0.8, 0.9], [1, 2, 30, 40], [0.3, 0.4, 0.7], [1, 2, 50], 2)
-    assert found.left_out == pytest.approx(3 / 7) and [s.difference is None for s in found.strata] == [False, True]
-    assert found.difference is not None and found.difference.difference.value == pytest.approx(-0.2)
-    apart = stratified_difference([0.1, 0.2], [1, 2], [0.3, 0.4], [3, 4], 2)
-    assert apart.difference is None and apart.left_out == 1
-    nothing = stratified_difference([], [], [], [])
-    assert nothing.difference is None and math.isnan(nothing.left_out) and nothing.strata == ()
-
-
-def test_a_difference_made_by_density_alone_goes_away_when_densities_are_matched() -> None:
-    made, covered, n = rng(), 0, 200
-    for _ in range(n):
-        logs = made.normal(-5, 1, 300), made.normal(-4.3, 1, 300)
-        scores = [0.7 + 0.05 * at + made.normal(0, 0.05, 300) for at in logs]
-        density = [np.exp(at) for at in logs]
-        matched = stratified_difference(scores[0] + 0.02, density[0], scores[1], density[1]).difference
-        low, high = ends(matched.difference if matched else None)
-        covered += low <= 0.02 <= high
-    naive = mean_difference(scores[0] + 0.02, scores[1])
-    assert naive is not None and naive.p is not None and naive.p < 0.05 and naive.difference.value < 0
-    assert covered / n > 0.88
-
-
-def test_statuses_are_counted_by_density() -> None:
-    edges = density_edges([0.1, 0.2], [0.3, 0.4], n_strata=2)
-    assert edges.tolist() == [0.1, 0.2, 0.4]
-    table = stratum_counts(
-        [0.1, 0.2, 0.21, 0.4, 0.0, 7.0, math.nan], ["ok", "too_rare", "ok", "ok", "too_rare", "ok", "ok"], edges
-    )
-    assert table.columns.tolist() == ["low", "high", "ok", "too_rare"]
-    assert table[["ok", "too_rare"]].to_numpy().tolist() == [[1, 2], [3, 0], [1, 0]]
-    assert table["high"].tolist()[:2] == [0.2, 0.4] and math.isnan(table["high"].iloc[2])
 
 
 @pytest.mark.parametrize("scenario", [SCENARIOS[0], SCENARIOS[3]], ids=lambda scenario: scenario.name)
