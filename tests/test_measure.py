@@ -154,11 +154,17 @@ def test_the_context_predictor_is_one_for_all_latents() -> None:
     for name, precision in {"token": [0.2, 0.2], "bigram": [0.9, 0.2], "trie": [0.6, 0.4]}.items():
         for metric in METRICS:
             frame[f"{name}_{metric}"] = [*precision, np.nan]
-    frame["token_auroc"], frame["bigram_auroc"] = [0.7, 0.4, np.nan], [0.9, 0.505, np.nan]
     found, best = with_context_gain(frame)
     assert best == "bigram"
-    assert found["context_gain_average_precision"].tolist()[:2] == pytest.approx([0.7, 0.0])
-    assert found["token_share"].tolist() == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+    assert found["context_gain_average_precision"].tolist() == pytest.approx([0.7, 0.0, np.nan], nan_ok=True)
+
+
+def test_the_tokens_share_lies_between_none_and_all_and_needs_something_to_share() -> None:
+    frame = pd.DataFrame({"eligible": [True] * 5, "token_auroc": [0.7, 0.8, 0.4, 0.4, 0.6]})
+    frame["bigram_auroc"] = [0.9, 0.7, 0.6, 0.505, 0.4]
+    columns = {f"{name}_{metric}" for name in PREDICTORS for metric in METRICS} - set(frame)
+    found, _ = with_context_gain(frame.assign(**dict.fromkeys(columns, 0.5)))
+    assert found["token_share"].tolist() == pytest.approx([0.5, 1.0, 0.0, np.nan, np.nan], nan_ok=True)
 
 
 def test_the_number_of_processes_changes_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

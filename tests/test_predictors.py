@@ -184,5 +184,10 @@ def test_firings_that_are_alone_with_their_pair_speak_for_pairs_not_seen() -> No
     assert found == {round((2 + s) / 3, 6): 1, (1 + s) / 2: 1, (1 + s) / 5: 2, 0.5: 1}
 
 
+def test_an_extension_that_is_always_there_says_nothing_new() -> None:
+    # "2" always follows "1" and fires on 3 of 4; half of all positions do.
+    assert worked([[1, 2], [1, 2], [1, 2], [1, 2], [5, 6], [5, 6]], [1, 3, 5], "trie") == {(3 + 0.5) / 5: 4, 0.5: 1}
+
+
 def test_a_token_that_always_fires_is_not_refined() -> None:
     assert worked(EXPLAIN, [1, 3, 5, 7], "trie") == worked(EXPLAIN, [1, 3, 5, 7], "token")
