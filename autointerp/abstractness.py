@@ -187,7 +187,7 @@ def abstractness_columns(
     Returns:
         `token_entropy` (top windows, token ids: Heap et al.), `all_token_entropy` (the same of all firings),
         `corrected_entropy` and `top_corrected_entropy` (surface forms, without small-sample bias; all firings, and
-        those of the top windows), `n_effective` (Kish), `coverage` (of the surface forms, Good-Turing) and
+        those of the top windows), `n_firings`, `n_effective` (Kish), `coverage` (of the surface forms, Good-Turing) and
         `top_surface_mass` (share of the activation mass on the commonest surface form).
     """
     fires = np.flatnonzero(activations > 0)
@@ -200,6 +200,7 @@ def abstractness_columns(
         "all_token_entropy": token_entropy(ids, strength),
         "corrected_entropy": chao_wang_jost(forms, strength),
         "top_corrected_entropy": chao_wang_jost(forms[top], strength[top]),
+        "n_firings": float(len(fires)),
         "n_effective": effective_draws(strength),
         "coverage": coverage(forms, strength),
         "top_surface_mass": float(mass.max() / mass.sum()) if len(mass) else math.nan,

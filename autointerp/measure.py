@@ -135,7 +135,8 @@ def _abstractness(source: Source, firings: Firings) -> Row:
     cache, index = source.cache, firings.explain
     ids = np.asarray(cache.token_ids[index], np.int64)
     context, offsets = cache.contexts_of(index), cache.context_offsets
-    return dict(abstractness_columns(index, ids, firings.explain_activation, context, offsets, source.surface))
+    columns = abstractness_columns(index, ids, firings.explain_activation, context, offsets, source.surface)
+    return {name: value for name, value in columns.items() if name != "n_firings"}
 
 
 def lexical_columns(lookup: TokenLookup, firings: Firings) -> Row:

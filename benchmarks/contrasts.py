@@ -40,6 +40,7 @@ MEASURES = (
     Measure("context_gain_auroc", "context gain (AUROC†)", 0.01),
     Measure("trie_conditional_auroc", "AUROC† given the token", 0.02),
     Measure("corrected_entropy", "entropy, corrected (nats)", 0.25, ".2f"),
+    Measure("top_corrected_entropy", "the same, strongest windows", 0.25, ".2f"),
     Measure("token_entropy", "entropy, paper A (nats)", 0.25, ".2f"),
     Measure("mass_on_top_token", "mass on one token", 0.02),
 )

@@ -136,7 +136,7 @@ def write_run(folder: Path, text: Text, latents: Sequence[Planted], seed: int = 
     config = {"dictionary": DICTIONARY, "hookpoint": DICTIONARY, "layer": 0, "seed": seed, "n_latents": n}
     with writing(dictionary_folder(folder, DICTIONARY), "sae", config, {}) as writer:
         sae = writer.finish({"n_latents": n})
-    with writing(latents_folder(folder, DICTIONARY), "latents", config, {"sae": sae.fingerprint}) as writer:
+    with writing(latents_folder(folder, DICTIONARY), "latents", config, {"dictionary": sae.fingerprint}) as writer:
         tokens = {"context_offsets": text.offsets, "token_ids": text.ids.astype(np.uint32)}
         tokens |= {"context_document": text.document.astype(np.uint32), "context_start": text.start.astype(np.uint32)}
         save_tensors(writer.partial / "tokens.safetensors", tokens | {"context_split": text.split.astype(np.uint8)})

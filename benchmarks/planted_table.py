@@ -26,7 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from autointerp.abstractness import ESTIMATORS, latent_columns, surface_of_token, vocabulary
 from autointerp.artifacts import SCORES, explanations_folder, scores_folder
 from autointerp.explain import main as explain
+from autointerp.measure import lexical_columns
+from autointerp.ngrams import ngrams_of
 from autointerp.plots import quadrant_figure, save_svg
+from autointerp.predictors import TokenLookup, firings_of
 from autointerp.quadrants import quadrant, quadrant_table
 from autointerp.score import main as score
 from benchmarks.planted import DICTIONARY, TOKENIZER, planted_latents, topics_text, true_entropy, write_run
@@ -81,6 +84,7 @@ def planted_frame(run: Path, seed: int) -> pd.DataFrame:
         score(["--run", str(run), "--scorers", *SCORERS])
     scores = {scorer: _scores(run, scorer) for scorer in SCORERS}
     surface = surface_of_token(vocabulary(tokenizer))
+    lookup = TokenLookup(ngrams_of(cache))
     rows = []
     for number, latent in enumerate(latents):
         measured = latent_columns(cache, number, surface)
@@ -90,13 +94,17 @@ def planted_frame(run: Path, seed: int) -> pd.DataFrame:
         row["true, ids"] = true_entropy(latent, text, np.arange(len(surface)))
         row["true, forms"] = true_entropy(latent, text, surface)
         row |= {name: measured[name] for name in MEASURES}
-        rows.append(row | further_measures(cache, number) | judged | {"quadrant": place or UNDEFINED})
+        rows.append(row | _lexical(cache, lookup, number) | judged | {"quadrant": place or UNDEFINED})
     return pd.DataFrame(rows)
 
 
-def further_measures(cache: LatentCache, latent: int) -> dict[str, float]:
-    """Columns of other measures of a latent, by name; the place to add them."""
-    return {}
+def _lexical(cache: LatentCache, lookup: TokenLookup, latent: int) -> dict[str, float]:
+    """What token, and left context beyond it, tell of where the latent fires."""
+    found = lexical_columns(lookup, firings_of(cache, lookup.ngrams, latent))
+    columns = {"token AP": "token_average_precision", "trie AP": "trie_average_precision"}
+    return {name: found[column] for name, column in columns.items()} | {
+        "trie AUROC given the token": found["trie_conditional_auroc"]
+    }
 
 
 def estimator_rows(repeats: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

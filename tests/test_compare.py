@@ -20,6 +20,7 @@ from scipy import stats
 
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.explain import main as explain
+from autointerp.measure import main as measure
 from autointerp.score import main as score
 from benchmarks import suite as suites
 from benchmarks.compare import main
@@ -267,7 +268,7 @@ def test_a_suite_makes_its_runs_in_order_and_does_nothing_twice(
         called.append(f"cache {Path(flags[1]).name}")
         print("what a stage prints is not the table")
 
-    fakes = {"train": train, "cache": cache, "explain": explain, "score": score}
+    fakes = {"train": train, "cache": cache, "measure": measure, "explain": explain, "score": score}
     monkeypatch.setattr(suites, "_stage", fakes.__getitem__)
     path = tmp_path / "suite.toml"
     path.write_text(SUITE.replace('"trained"', '"trained", "control"') + "n_latents = 3\n")
@@ -275,7 +276,7 @@ def test_a_suite_makes_its_runs_in_order_and_does_nothing_twice(
     main(argv)
     first = capsys.readouterr()
     assert called == ["train trained", "cache trained", "train control", "cache control"]
-    assert "[1/8] train" in first.err and "[8/8] score" in first.err
+    assert "[1/10] train" in first.err and "[10/10] score" in first.err
     assert first.out.startswith("# Lexical") and "not the table" not in first.out
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("manifest.json")}
     started = time.monotonic()

@@ -33,7 +33,8 @@ SAME_TOKEN = ("bigram_conditional_auroc", "trie_conditional_auroc")
 
 
 def rows_of(cache: LatentCache) -> pd.DataFrame:
-    source = Source(cache, TokenLookup(ngrams_of(cache)), 10)
+    surface = np.arange(int(cache.token_ids.max()) + 1)
+    source = Source(cache, TokenLookup(ngrams_of(cache)), surface, 10)
     return pd.DataFrame([latent_row(source, latent) for latent in range(cache.n_latents)])
 
 
