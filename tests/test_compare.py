@@ -65,8 +65,8 @@ def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-def aurocs(run: Path, scorer: str) -> np.ndarray[Any, Any]:
-    return pd.read_csv(run / SCORES / f"{scorer}@offline" / "scores.csv")["auroc"].dropna().to_numpy()
+def aurocs(run: Path, scorer: str, null: str = "") -> np.ndarray[Any, Any]:
+    return pd.read_csv(run / SCORES / f"{scorer}@offline{null}" / "scores.csv")["auroc"].dropna().to_numpy()
 
 
 def cell(table: pd.DataFrame, variant: str, scorer: str, quantity: str) -> pd.Series[Any]:
@@ -95,6 +95,48 @@ def test_the_table_has_means_and_differences_with_intervals(runs: Path, compare:
     assert "beats both baselines (FVU 0.300, token mean 0.500, PCA 0.600)" in text
 
 
+def test_floors_and_ceilings_stand_beside_the_scores_and_are_not_mixed_with_them(
+    runs: Path, tmp_path: Path, compare: Any
+) -> None:
+    plain, before = compare(runs / "trained0", runs / "control0")
+    assert "floor" not in plain and "Floors and ceilings" not in plain
+    run = Path(shutil.copytree(runs / "trained0", tmp_path / "trained0"))
+    score(["--run", str(run), "--nulls", "shuffled", "oracle", "always-yes"])
+    text, table = compare(run, runs / "control0")
+    shuffled = aurocs(run, "detection", "+shuffled")
+    interval = stats.t.interval(0.95, len(shuffled) - 1, loc=shuffled.mean(), scale=stats.sem(shuffled))
+    floor = cell(table, "trained", "detection", "shuffled_auroc")
+    assert (floor.value, floor.low, floor.high, floor.n) == pytest.approx((shuffled.mean(), *interval, 3))
+    assert cell(table, "trained", "fuzzing", "oracle_f1").value == 1
+    assert cell(table, "trained", "fuzzing", "always_yes_balanced_accuracy").value == 0.5
+    large, small = text.split("## Floors and ceilings")
+    header, first = (line for line in large.splitlines() if "AUROC †" in line or "| detection | trained | 0" in line)
+    assert "| AUROC † [95 %] | floor [95 %] | ceiling | trained − this [95 %] |" in header
+    assert f"| {floor.value:.3f} [{floor.low:.3f}, {floor.high:.3f}] | 1.000 | – |" in first
+    assert "| always-yes AUROC | always-yes balanced accuracy |" in small and "| control |" not in small
+    same = [name for name in set(before.quantity) if not name.startswith(("shuffled", "oracle", "always"))]
+    pd.testing.assert_frame_equal(table[table.quantity.isin(same)].reset_index(drop=True), before)
+
+
+def test_metrics_that_do_not_notice_wrong_labels_are_marked(runs: Path, compare: Any) -> None:
+    text, table = compare(runs / "trained0")
+    assert "| average precision | F1 | balanced accuracy † |" in text and "- †: falls hardly at all" in text
+    for metric in ("average_precision", "f1", "iou", "correlation", "precision", "recall"):
+        path = runs / "trained0" / SCORES / "fuzzing@offline" / "scores.csv"
+        assert cell(table, "trained", "fuzzing", metric).value == pytest.approx(pd.read_csv(path)[metric].mean())
+
+
+def test_latents_left_out_are_counted_by_decade_of_density(runs: Path, compare: Any) -> None:
+    _, table = compare(runs / "trained0")
+    rows = table[(table.scorer == "fuzzing") & table.quantity.str.contains("_density_")]
+    found = dict(zip(rows.quantity, rows.value, strict=True))
+    assert found == {
+        "latents_eligible_density_1e-3": 3,
+        "latents_too_rare_density_1e-5": 1,
+        "latents_too_dense_density_1e-1": 1,
+    }
+
+
 def test_several_draws_are_clusters_and_the_note_says_so(runs: Path, compare: Any) -> None:
     folders = [runs / name for name in ("trained0", "trained1", "control0", "control1")]
     text, table = compare(*folders)
@@ -105,7 +147,8 @@ def test_several_draws_are_clusters_and_the_note_says_so(runs: Path, compare: An
     difference = cell(table, "control", "detection", "auroc_trained_minus_this")
     expected = stats.ttest_ind([means["trained0"], means["trained1"]], control, equal_var=False).confidence_interval()
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
-    assert "2 draws of a variant" in text and "one draw of each" not in text
+    assert "2 draws of a variant" in text and "so the former's interval says nothing of other networks" in text
+    assert "one draw of each" not in text
 
 
 def test_without_a_trained_run_no_difference_is_taken(runs: Path, compare: Any) -> None:
@@ -120,13 +163,14 @@ def test_a_dictionary_that_has_not_learnt_is_named(tmp_path: Path, compare: Any)
 
 
 def test_settings_that_differ_are_named(runs: Path, tmp_path: Path, compare: Any) -> None:
-    other = write_planted_run(tmp_path / "other", "control", metrics={"n_tokens_train": 9})
+    other = write_planted_run(tmp_path / "other", "control", metrics={"n_tokens_train": 9}, training={"lr": 0.1})
     explain(["--run", str(other), "--n-test", "30"])
     score(["--run", str(other)])
     text, _ = compare(runs / "trained0", other)
     assert "Settings differ" in text
     assert "tokens trained on (trained: 1000.0; control: 9.0)" in text
     assert "examples n_test (trained: 50; control: 30)" in text
+    assert "training lr (trained: 0.001; control: 0.1)" in text
     assert "Settings differ" not in compare(runs / "trained0", runs / "control0")[0]
 
 
@@ -249,6 +293,7 @@ def test_every_flag_of_the_shipped_suites_is_known_to_its_stage(name: str, tmp_p
         found[stage] = parse(config, flags, stage)  # type: ignore[arg-type]
     assert found["train"].train.layers == suite.layers and found["train"].train.seed == 3
     assert found["train"].subject.variant == "control" and found["train"].subject.variant_seed == 3
+    assert found["score"].nulls == suite.nulls
     assert found["explain"].n_latents == 100 and found["score"].scorers == ("detection", "fuzzing")
 
 
