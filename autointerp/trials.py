@@ -115,12 +115,12 @@ class Judging:
 
     def _ruled(self, latent: int) -> list[Row]:
         """The judgements of a null that asks no judge."""
-        if latent not in self._sentences:
-            return []
-        rule, token = RULES[self.null], self.sampler.heaviest_token(latent)
+        trials = self._drawn(latent) if latent in self._sentences else []
+        # A latent without trials may be one that never fires, and have no heaviest token.
+        rule, token = RULES[self.null], self.sampler.heaviest_token(latent) if trials else ""
         return [
             vars(Judgement(latent, self.scorer.name, example, y, score, "ok", ""))
-            for trial in self._drawn(latent)
+            for trial in trials
             for example, y, score in zip(trial.example_ids, trial.y_true, rule(trial, token), strict=True)
         ]
 
