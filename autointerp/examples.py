@@ -8,6 +8,8 @@ The first position of a context never carries an activation.
 
 from __future__ import annotations
 
+import functools
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +28,8 @@ Ints = npt.NDArray[np.int64]
 
 POOL = 20_000
 """Score contexts among which the matching non-activating ones are looked for; keeps the time flat in large caches."""
+KEPT = 256
+"""Latents whose windows stay in memory, some 200 kB each."""
 TRAIN, CONTRAST, TEST, MATCH, PLACE = range(5)
 
 
@@ -37,6 +41,19 @@ def sample_latents(cache: LatentCache, n: int, seed: int) -> list[int]:
     """
     alive = np.flatnonzero(np.diff(cache.offsets) > 0)
     return sorted(np.random.default_rng([seed]).permutation(alive)[:n].tolist())
+
+
+@functools.cache
+def peak_odds(window: int, length: int, at_beginning: bool, at_end: bool) -> tuple[float, ...]:
+    """P(a window is placed where it is | its peak is on its token i), [length], as `ExampleSampler` places windows.
+
+    A window at the beginning of its context has its peak early more often than others, one at the end late.
+    """
+    before, token = np.arange(window // 2, window)[:, None], np.arange(length)
+    if at_beginning and at_end:
+        return (1.0,) * length
+    fits = before >= token if at_beginning else before <= token if at_end else before == token
+    return tuple(np.mean(fits, axis=0).tolist())
 
 
 @dataclass(frozen=True)
@@ -80,11 +97,11 @@ class ExampleSampler:
         self._lengths: Ints = np.diff(self._offsets)
         self._split = np.asarray(cache.context_split)
         self._usable = {split: cache.usable_tokens(split) for split in ("explain", "score")}
-        self._last: tuple[int, Eligibility, str, LatentExamples | None] | None = None
+        self._kept: OrderedDict[int, tuple[Eligibility, str, LatentExamples | None]] = OrderedDict()
 
     def eligible(self, latent: int) -> tuple[Eligibility, str]:
         """Whether a latent can be judged, and if not, why: it fires in too few contexts or leaves too few without."""
-        _, status, reason, _ = self._drawn(latent)
+        status, reason, _ = self._drawn(latent)
         return status, reason
 
     def examples(self, latent: int) -> LatentExamples:
@@ -93,7 +110,7 @@ class ExampleSampler:
         Raises:
             ValueError: the latent is not eligible.
         """
-        _, status, reason, examples = self._drawn(latent)
+        status, reason, examples = self._drawn(latent)
         if examples is None:
             raise ValueError(f"latent {latent} is {status}: {reason}")
         return examples
@@ -110,11 +127,13 @@ class ExampleSampler:
         n = int(self.cache.offsets[latent + 1] - self.cache.offsets[latent])
         return n / max(sum(self._usable.values()), 1)
 
-    def _drawn(self, latent: int) -> tuple[int, Eligibility, str, LatentExamples | None]:
-        # Stages ask whether a latent is eligible just before they ask for its windows.
-        if self._last is None or self._last[0] != latent:
-            self._last = (latent, *self._draw(latent))
-        return self._last
+    def _drawn(self, latent: int) -> tuple[Eligibility, str, LatentExamples | None]:
+        # Drawing takes longer than anything that is then done with the windows, by each scorer and each null.
+        if latent not in self._kept:
+            self._kept[latent] = self._draw(latent)
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[latent]
 
     def _draw(self, latent: int) -> tuple[Eligibility, str, LatentExamples | None]:
         config, fires = self.config, self._firings(latent)
@@ -177,18 +196,6 @@ class ExampleSampler:
         start = np.clip(place - before, 0, self._lengths[context] - length)
         return Windows(context, start, length)
 
-    def _peak_odds(self, context: int, start: int, length: int) -> tuple[float, ...]:
-        """P(the window starts here | its peak is on its token i), [length], as `_around_peaks` places windows.
-
-        A window at the beginning of its context has its peak early more often than others, one at the end late.
-        """
-        window, whole = self.config.window, int(self._lengths[context])
-        before, token = np.arange(window // 2, window)[:, None], np.arange(length)
-        if length == whole:
-            return (1.0,) * length
-        at_edge = before >= token if start == 0 else before <= token if start + length == whole else before == token
-        return tuple(np.mean(at_edge, axis=0).tolist())
-
     @cached_property
     def _grid(self) -> Windows:
         """The explain split cut into windows of nearly equal lengths: every token is in one, so none is favoured."""
@@ -246,8 +253,11 @@ class ExampleSampler:
             # A token without a visible character hands its activation to the one that shows it.
             if not tokens[j] and activations[j]:
                 activations[j - 1], activations[j] = max(activations[j - 1], activations[j]), 0
-        odds = self._peak_odds(context, start, length)
-        return Example(f"c{context}.s{start}.n{length}", tuple(tokens), tuple(activations.tolist()), odds)
+        at_end = start + length == int(self._lengths[context])
+        odds = peak_odds(self.config.window, length, start == 0, at_end)
+        # One zero for all: tens of millions of them would be the bulk of what is kept.
+        strengths = tuple(a or 0.0 for a in activations.tolist())
+        return Example(f"c{context}.s{start}.n{length}", tuple(tokens), strengths, odds)
 
     def _weights(self, fires: Firings, train: Sequence[Example], contrast: Sequence[Example]) -> tuple[float, float]:
         """Weights under which the windows' firing and silent tokens add up to those of the explain split.

@@ -85,7 +85,7 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
         earlier: manifest of a complete artifact whose failed requests are to be asked again.
     """
     source, null = job.source, job.settings["null"]
-    judging = Judging(job.scorer, source.cache, source.examples, source.explanations, null)
+    judging = Judging(job.scorer, source.sampler, source.explanations, null)
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
             journal.adopt(read_judgements(job.folder), config.examples_per_prompt, usage_of(earlier))

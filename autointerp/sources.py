@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from autointerp.artifacts import explanation_folders, open_cache, read_explanations, rows_digest
 from autointerp.config import ExamplesConfig, ScoreConfig
+from autointerp.examples import ExampleSampler
 from autointerp.records import Explanation
 from sae.artifacts import Manifest, read_manifest
 from sae.errors import InputError
@@ -26,10 +28,10 @@ class Source:
     cache: LatentCache
     explanations: tuple[Explanation, ...]
 
-    @property
-    def examples(self) -> ExamplesConfig:
+    @cached_property
+    def sampler(self) -> ExampleSampler:
         """Which windows the explainer saw; the judge sees their counterparts of the score split."""
-        return ExamplesConfig(**self.manifest.config["examples"])
+        return ExampleSampler(self.cache, ExamplesConfig(**self.manifest.config["examples"]))
 
     @property
     def parents(self) -> dict[str, str]:

@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from autointerp.artifacts import Journal, Row
-from autointerp.config import ExamplesConfig
 from autointerp.examples import ExampleSampler
 from autointerp.judging import Question
 from autointerp.nulls import RULES, SHUFFLED, other_of_like_density
 from autointerp.records import Completion, Explanation, Judgement, Sampling, Scorer, Trial
 from sae.errors import InputError
-from sae.latents import LatentCache
 
 
 class Judging:
@@ -25,15 +23,12 @@ class Judging:
     The trials of a null are those of the real score: the same windows in the same order.
     """
 
-    def __init__(
-        self, scorer: Scorer, cache: LatentCache, config: ExamplesConfig, explanations: Sequence[Explanation], null: str
-    ) -> None:
+    def __init__(self, scorer: Scorer, sampler: ExampleSampler, explanations: Sequence[Explanation], null: str) -> None:
         """Take the explanations as they are, or as a null wants them.
 
         Args:
             scorer: what to ask.
-            cache: where the latents fire.
-            config: which windows are shown.
+            sampler: which windows are shown.
             explanations: one a latent, with or without text.
             null: name of a null, empty for the real score.
 
@@ -42,8 +37,8 @@ class Judging:
         """
         self.scorer = scorer
         self.null = null
-        self.seed = config.seed
-        self.sampler = ExampleSampler(cache, config)
+        self.seed = sampler.config.seed
+        self.sampler = sampler
         self.failed: Counter[str] = Counter()
         self.n_skipped: Counter[int] = Counter()
         self._explained = [explanation for explanation in explanations if explanation.status == "ok"]
@@ -120,12 +115,12 @@ class Judging:
 
     def _ruled(self, latent: int) -> list[Row]:
         """The judgements of a null that asks no judge."""
-        if latent not in self._sentences:
-            return []
-        rule, token = RULES[self.null], self.sampler.heaviest_token(latent)
+        trials = self._drawn(latent) if latent in self._sentences else []
+        # A latent without trials may be one that never fires, and have no heaviest token.
+        rule, token = RULES[self.null], self.sampler.heaviest_token(latent) if trials else ""
         return [
             vars(Judgement(latent, self.scorer.name, example, y, score, "ok", ""))
-            for trial in self._drawn(latent)
+            for trial in trials
             for example, y, score in zip(trial.example_ids, trial.y_true, rule(trial, token), strict=True)
         ]
 

@@ -115,6 +115,7 @@ def write_planted_run(
     seed: int = 0,
     metrics: dict[str, Any] | None = None,
     noise: Sequence[float] = (),
+    training: dict[str, Any] | None = None,
 ) -> Path:
     """Write a run with one dictionary and its complete latent cache; returns the folder.
 
@@ -126,7 +127,8 @@ def write_planted_run(
     claim_run(folder, {"subject": "planted", "variant": variant, "corpus": "topics"})
     dictionary = {"dictionary": DICTIONARY, "hookpoint": DICTIONARY, "layer": 1, "seed": seed, "k": 4}
     dictionary["n_latents"] = n_latents
-    with writing(dictionary_folder(folder, DICTIONARY), "sae", dictionary, {}) as writer:
+    made = dictionary | {"training": training or {"lr": 0.001}}
+    with writing(dictionary_folder(folder, DICTIONARY), "sae", made, {}) as writer:
         write_json(writer.partial / "metrics.json", METRICS | (metrics or {}))
         sae = writer.finish({"n_latents": n_latents})
     with writing(latents_folder(folder, DICTIONARY), "latents", dictionary, {"dictionary": sae.fingerprint}) as writer:

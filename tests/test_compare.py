@@ -1,4 +1,4 @@
-"""The table of a comparison: its numbers, its notes, what it refuses, and suites that make the runs first."""
+"""The table of a comparison: its numbers, its notes, what it refuses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,12 @@ import pytest
 from planted import DICTIONARY, write_planted_run
 from scipy import stats
 
-from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.explain import main as explain
-from autointerp.measure import main as measure
 from autointerp.score import main as score
-from benchmarks import suite as suites
 from benchmarks.compare import main
-from benchmarks.suite import ROOT, Suite
+from benchmarks.suite import ROOT
 from sae.artifacts import complete_folders
-from sae.cli import parse, run_stage
+from sae.cli import run_stage
 from sae.errors import InputError
 
 SCORES = f"scores/{DICTIONARY}/lexical@offline"
@@ -66,8 +62,8 @@ def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-def aurocs(run: Path, scorer: str) -> np.ndarray[Any, Any]:
-    return pd.read_csv(run / SCORES / f"{scorer}@offline" / "scores.csv")["auroc"].dropna().to_numpy()
+def aurocs(run: Path, scorer: str, null: str = "") -> np.ndarray[Any, Any]:
+    return pd.read_csv(run / SCORES / f"{scorer}@offline{null}" / "scores.csv")["auroc"].dropna().to_numpy()
 
 
 def cell(table: pd.DataFrame, variant: str, scorer: str, quantity: str) -> pd.Series[Any]:
@@ -96,6 +92,48 @@ def test_the_table_has_means_and_differences_with_intervals(runs: Path, compare:
     assert "beats both baselines (FVU 0.300, token mean 0.500, PCA 0.600)" in text
 
 
+def test_floors_and_ceilings_stand_beside_the_scores_and_are_not_mixed_with_them(
+    runs: Path, tmp_path: Path, compare: Any
+) -> None:
+    plain, before = compare(runs / "trained0", runs / "control0")
+    assert "floor" not in plain and "Floors and ceilings" not in plain
+    run = Path(shutil.copytree(runs / "trained0", tmp_path / "trained0"))
+    score(["--run", str(run), "--nulls", "shuffled", "oracle", "always-yes"])
+    text, table = compare(run, runs / "control0")
+    shuffled = aurocs(run, "detection", "+shuffled")
+    interval = stats.t.interval(0.95, len(shuffled) - 1, loc=shuffled.mean(), scale=stats.sem(shuffled))
+    floor = cell(table, "trained", "detection", "shuffled_auroc")
+    assert (floor.value, floor.low, floor.high, floor.n) == pytest.approx((shuffled.mean(), *interval, 3))
+    assert cell(table, "trained", "fuzzing", "oracle_f1").value == 1
+    assert cell(table, "trained", "fuzzing", "always_yes_balanced_accuracy").value == 0.5
+    large, small = text.split("## Floors and ceilings")
+    header, first = (line for line in large.splitlines() if "AUROC †" in line or "| detection | trained | 0" in line)
+    assert "| AUROC † [95 %] | floor [95 %] | ceiling | trained − this [95 %] |" in header
+    assert f"| {floor.value:.3f} [{floor.low:.3f}, {floor.high:.3f}] | 1.000 | – |" in first
+    assert "| always-yes AUROC | always-yes balanced accuracy |" in small and "| control |" not in small
+    same = [name for name in set(before.quantity) if not name.startswith(("shuffled", "oracle", "always"))]
+    pd.testing.assert_frame_equal(table[table.quantity.isin(same)].reset_index(drop=True), before)
+
+
+def test_metrics_that_do_not_notice_wrong_labels_are_marked(runs: Path, compare: Any) -> None:
+    text, table = compare(runs / "trained0")
+    assert "| average precision | F1 | balanced accuracy † |" in text and "- †: falls hardly at all" in text
+    for metric in ("average_precision", "f1", "iou", "correlation", "precision", "recall"):
+        path = runs / "trained0" / SCORES / "fuzzing@offline" / "scores.csv"
+        assert cell(table, "trained", "fuzzing", metric).value == pytest.approx(pd.read_csv(path)[metric].mean())
+
+
+def test_latents_left_out_are_counted_by_decade_of_density(runs: Path, compare: Any) -> None:
+    _, table = compare(runs / "trained0")
+    rows = table[(table.scorer == "fuzzing") & table.quantity.str.contains("_density_")]
+    found = dict(zip(rows.quantity, rows.value, strict=True))
+    assert found == {
+        "latents_eligible_density_1e-3": 3,
+        "latents_too_rare_density_1e-5": 1,
+        "latents_too_dense_density_1e-1": 1,
+    }
+
+
 def test_several_draws_are_clusters_and_the_note_says_so(runs: Path, compare: Any) -> None:
     folders = [runs / name for name in ("trained0", "trained1", "control0", "control1")]
     text, table = compare(*folders)
@@ -106,7 +144,8 @@ def test_several_draws_are_clusters_and_the_note_says_so(runs: Path, compare: An
     difference = cell(table, "control", "detection", "auroc_trained_minus_this")
     expected = stats.ttest_rel([means["trained0"], means["trained1"]], control).confidence_interval()
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
-    assert "2 draws of a variant" in text and "one draw of each" not in text
+    assert "2 draws of a variant" in text and "so the former's interval says nothing of other networks" in text
+    assert "one draw of each" not in text
 
 
 def test_without_a_trained_run_no_difference_is_taken(runs: Path, compare: Any) -> None:
@@ -121,13 +160,14 @@ def test_a_dictionary_that_has_not_learnt_is_named(tmp_path: Path, compare: Any)
 
 
 def test_settings_that_differ_are_named(runs: Path, tmp_path: Path, compare: Any) -> None:
-    other = write_planted_run(tmp_path / "other", "control", metrics={"n_tokens_train": 9})
+    other = write_planted_run(tmp_path / "other", "control", metrics={"n_tokens_train": 9}, training={"lr": 0.1})
     explain(["--run", str(other), "--n-test", "30"])
     score(["--run", str(other)])
     text, _ = compare(runs / "trained0", other)
     assert "Settings differ" in text
     assert "tokens trained on (trained: 1000.0; control: 9.0)" in text
     assert "examples n_test (trained: 50; control: 30)" in text
+    assert "training lr (trained: 0.001; control: 0.1)" in text
     assert "Settings differ" not in compare(runs / "trained0", runs / "control0")[0]
 
 
@@ -207,90 +247,3 @@ def test_it_runs_as_a_script(runs: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "table.md").read_text(encoding="utf-8")
-
-
-# --- suites
-
-SUITE = 'subject = "s"\nvariants = ["trained"]\nlayers = [1]\n'
-
-
-@pytest.mark.parametrize(
-    ("toml", "message"),
-    [
-        (SUITE + 'colour = "red"', "unknown key colour"),
-        ('subject = "s"\nlayers = [1]', "variants is missing"),
-        (SUITE.replace("[1]", "[]"), "layers is missing or empty"),
-        (SUITE.replace("[1]", '["1"]'), "expected a list of whole numbers"),
-        (SUITE.replace("[1]", "1"), "expected a list of whole numbers"),
-        (SUITE + "k = true", "expected a whole number"),
-        (SUITE + "corpus = 3", "expected a string"),
-        (SUITE.replace("trained", "untrained"), "no variant 'untrained'"),
-        ("subject = ", "cannot be read"),
-        ("\x00\xff", "cannot be read"),
-    ],
-)
-def test_a_suite_that_cannot_be_run_is_one_line(tmp_path: Path, toml: str, message: str) -> None:
-    path = tmp_path / "suite.toml"
-    path.write_bytes(toml.encode("latin-1"))
-    with pytest.raises(InputError, match=message):
-        Suite.read(path)
-
-
-@pytest.mark.parametrize("name", ["demo", "demo-full"])
-def test_every_flag_of_the_shipped_suites_is_known_to_its_stage(name: str, tmp_path: Path) -> None:
-    from sae.cache import Arguments as CacheArguments
-    from sae.train import Arguments as TrainArguments
-
-    suite = Suite.read(ROOT / "benchmarks" / "suites" / f"{name}.toml")
-    assert suite.train_tokens is not None and suite.train_tokens >= 500_000
-    configs = {"train": TrainArguments, "cache": CacheArguments, "explain": ExplainConfig, "score": ScoreConfig}
-    found: dict[str, Any] = {}
-    for stage, config in configs.items():
-        flags = suites._flags(suite, stage, tmp_path, "control", 3)
-        found[stage] = parse(config, flags, stage)  # type: ignore[arg-type]
-    assert found["train"].train.layers == suite.layers and found["train"].train.seed == 3
-    assert found["train"].subject.variant == "control" and found["train"].subject.variant_seed == 3
-    assert found["explain"].n_latents == 100 and found["score"].scorers == ("detection", "fuzzing")
-
-
-def test_a_suite_makes_its_runs_in_order_and_does_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    called: list[str] = []
-
-    def train(flags: Sequence[str]) -> None:
-        run, variant = Path(flags[1]), flags[flags.index("--variant") + 1]
-        called.append(f"train {run.name}")
-        if not run.exists():
-            write_planted_run(run, variant)
-
-    def cache(flags: Sequence[str]) -> None:
-        called.append(f"cache {Path(flags[1]).name}")
-        print("what a stage prints is not the table")
-
-    fakes = {"train": train, "cache": cache, "measure": measure, "explain": explain, "score": score}
-    monkeypatch.setattr(suites, "_stage", fakes.__getitem__)
-    path = tmp_path / "suite.toml"
-    path.write_text(SUITE.replace('"trained"', '"trained", "control"') + "n_latents = 3\n")
-    argv = ["--suite", str(path), "--out", str(tmp_path / "out")]
-    main(argv)
-    first = capsys.readouterr()
-    assert called == ["train trained", "cache trained", "train control", "cache control"]
-    assert "[1/10] train" in first.err and "[10/10] score" in first.err
-    assert first.out.startswith("# Lexical") and "not the table" not in first.out
-    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("manifest.json")}
-    started = time.monotonic()
-    main(argv)
-    assert capsys.readouterr().out == first.out
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("manifest.json")} == files
-    assert time.monotonic() - started < 10
-
-
-def test_a_subject_in_the_repository_is_found_from_anywhere(tmp_path: Path) -> None:
-    path = tmp_path / "suite.toml"
-    path.write_text(SUITE.replace('"s"', '"benchmarks"'))
-    flags = suites._flags(Suite.read(path), "train", tmp_path, "trained", 0)
-    assert flags[flags.index("--subject") + 1] == str(ROOT / "benchmarks")
-    path.write_text(SUITE.replace('"s"', '"org/model"'))
-    flags = suites._flags(Suite.read(path), "train", tmp_path, "trained", 0)
-    assert flags[flags.index("--subject") + 1] == "org/model"

@@ -38,10 +38,10 @@ def test_equal_requests_that_follow_each_other_keep_their_slots(tmp_path: Path) 
 
 
 def test_a_kill_while_rows_are_taken_over_leaves_none_and_the_next_process_takes_all(tmp_path: Path) -> None:
-    rows = judgements(3, "abc")
+    rows = [*judgements(3, "abc"), *judgements(4, "abc")]
 
     def killed() -> Iterator[Judgement]:
-        yield from rows[:3]
+        yield from rows[:-1]
         raise KeyboardInterrupt
 
     with Journal(tmp_path) as journal, pytest.raises(KeyboardInterrupt):
@@ -49,7 +49,7 @@ def test_a_kill_while_rows_are_taken_over_leaves_none_and_the_next_process_takes
     with Journal(tmp_path) as journal:
         assert journal.n_answers == 0
         journal.adopt(rows, 2, Usage())
-        assert journal.n_answers == 3
+        assert journal.n_answers == 6
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"latent": 1}', "\n", None])

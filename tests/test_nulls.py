@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_server import ChatServer
-from planted import BIGRAM, DICTIONARY, NOISE, RARE, THE_TOKEN, TOKEN, planted_cache, write_planted_run
+from planted import BIGRAM, DEAD, DICTIONARY, NOISE, RARE, THE_TOKEN, TOKEN, planted_cache, write_planted_run
 
 from autointerp.artifacts import explanations_folder, read_judgements, scores_folder
 from autointerp.config import ExamplesConfig
@@ -159,6 +159,17 @@ def test_a_single_explanation_cannot_be_shuffled(tmp_path: Path, capsys: pytest.
     assert run_stage(score, ["--run", str(run), "--nulls", "shuffled"]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and "needs two explained latents, found 1" in error[0]
+
+
+def test_a_sentence_typed_in_for_a_latent_that_cannot_be_judged_is_a_row_of_every_null(tmp_path: Path) -> None:
+    run = write_planted_run(tmp_path / "run")
+    explain(["--run", str(run)])
+    path = explanations_folder(run, DICTIONARY, "lexical", "offline") / "explanations.jsonl"
+    path.write_text("".join(json.dumps({"latent": n, "text": "Mine."}) + "\n" for n in (TOKEN, RARE, DEAD)))
+    score(["--run", str(run), "--scorers", "detection", "--nulls", *NULLS])
+    for null in NULLS:
+        found = {latent: (row["status"], row["n"]) for latent, row in table(run, "detection", null).items()}
+        assert found[RARE] == found[DEAD] == ("too_rare", "0") and found[TOKEN][0] == "ok"
 
 
 @pytest.mark.parametrize("null", ["", "oracle"])

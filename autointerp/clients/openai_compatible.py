@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from typing import Any
@@ -14,7 +13,6 @@ from autointerp.prompting import quoted
 from autointerp.records import Completion, Request, Usage
 from sae.errors import InputError
 
-LOG = logging.getLogger(__name__)
 OWN_ADDRESS = "api.openai.com"
 
 
