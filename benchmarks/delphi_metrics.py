@@ -23,7 +23,6 @@ import pandas as pd
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from autointerp.artifacts import read_rows
 from autointerp.metrics import METRICS, THRESHOLD, latent_metrics
 from autointerp.pooled import delphi_metrics
 from sae.cli import parse, run_stage
@@ -49,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     config = parse(DelphiConfig, argv, "python benchmarks/delphi_metrics.py")
     try:
-        judgements = pd.DataFrame(read_rows(config.judgements))
+        judgements = pd.read_json(config.judgements, lines=True)
         missing = {"latent", "y_true", "y_score", "status"} - set(judgements.columns)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{config.judgements} holds no rows of JSON ({error}); expected a judgements.jsonl") from None
     if missing:
         raise InputError(f"{config.judgements} has no {', '.join(sorted(missing))}; expected a judgements.jsonl")
