@@ -43,6 +43,8 @@ class Suite:
     context_length: int | None = None
     k: int | None = None
     expansion: int | None = None
+    skip_embed: bool = False
+    """Dictionaries on what is left without each token's mean vector."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of dictionary and variant; several give several draws, each a run of its own."""
     n_latents: int | None = None
@@ -81,6 +83,10 @@ class Suite:
 
 def _typed(path: Path, name: str, value: Any) -> Any:
     hint = str(get_type_hints(Suite)[name])
+    if "bool" in hint:
+        if not isinstance(value, bool):
+            raise InputError(f"{path}: {name} = {value!r}, expected true or false")
+        return value
     kind = int if "int" in hint else str
     items = value if "tuple" in hint else [value]
     # bool is an int to Python, not to a person.
@@ -121,7 +127,8 @@ def _flags(suite: Suite, stage: str, run: Path, variant: str, seed: int) -> list
         "train": {
             **{"subject": subject, "variant": variant, "variant-seed": seed, "variant-block": block or None},
             **{"layers": suite.layers, **text},
-            **{"tokens": suite.train_tokens, "k": suite.k, "expansion": suite.expansion, "seed": seed},
+            **{"tokens": suite.train_tokens, "k": suite.k, "expansion": suite.expansion},
+            **{"skip-embed": suite.skip_embed or None, "seed": seed},
         },
         "cache": {"tokens": suite.cache_tokens, **text},
         "measure": {},
@@ -140,4 +147,6 @@ def _spelled(flags: dict[str, Any]) -> Iterator[str]:
     for name, value in flags.items():
         if value is not None:
             yield f"--{name}"
-            yield from map(str, value if isinstance(value, tuple) else (value,))
+            # A flag that is on has no value.
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
+            yield from map(str, values)

@@ -17,7 +17,7 @@ from autointerp.stats import (
     mean_difference,
     mean_interval,
 )
-from benchmarks.coverage import COUNTS, SCENARIOS, CoverageConfig, coverage, main
+from benchmarks.interval_coverage import COUNTS, SCENARIOS, CoverageConfig, coverage, main
 
 X, Y = [0.8, 0.9, 1.0, 0.7], [0.5, 0.6, 0.4, 0.7, 0.3]
 

@@ -33,6 +33,7 @@ SUITE = 'subject = "s"\nvariants = ["trained"]\nlayers = [1]\n'
         (SUITE.replace("[1]", "1"), "expected a list of whole numbers"),
         (SUITE + "k = true", "expected a whole number"),
         (SUITE + "corpus = 3", "expected a string"),
+        (SUITE + "skip_embed = 1", "expected true or false"),
         (SUITE.replace("trained", "untrained"), "no variant 'untrained'"),
         ("subject = ", "cannot be read"),
         ("\x00\xff", "cannot be read"),
@@ -45,7 +46,7 @@ def test_a_suite_that_cannot_be_run_is_one_line(tmp_path: Path, toml: str, messa
         Suite.read(path)
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-full"])
+@pytest.mark.parametrize("name", ["demo", "demo-full", "study"])
 def test_every_flag_of_the_shipped_suites_is_known_to_its_stage(name: str, tmp_path: Path) -> None:
     from sae.cache import Arguments as CacheArguments
     from sae.train import Arguments as TrainArguments
@@ -61,6 +62,18 @@ def test_every_flag_of_the_shipped_suites_is_known_to_its_stage(name: str, tmp_p
     assert found["train"].subject.variant == "control" and found["train"].subject.variant_seed == 3
     assert found["score"].nulls == suite.nulls
     assert found["explain"].n_latents == 100 and found["score"].scorers == ("detection", "fuzzing")
+
+
+def test_blocks_and_skip_embed_reach_the_training(tmp_path: Path) -> None:
+    from sae.train import Arguments as TrainArguments
+
+    path = tmp_path / "suite.toml"
+    path.write_text(SUITE.replace('"trained"', '"rerandomised-block:2"') + "skip_embed = true\n")
+    suite = Suite.read(path)
+    flags = suites._flags(suite, "train", tmp_path, suite.variants[0], 0)
+    found = parse(TrainArguments, flags, "train")
+    assert (found.subject.variant, found.subject.variant_block, found.sae.skip_embed) == ("rerandomised-block", 2, True)
+    assert suites._folder_name(suite, suite.variants[0], 0) == "rerandomised-block-2"
 
 
 def test_a_suite_makes_its_runs_in_order_and_does_nothing_twice(

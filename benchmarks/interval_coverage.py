@@ -1,6 +1,6 @@
 """Do the intervals hold their level? Simulated experiments with a known truth, through the functions that reports use.
 
-    python benchmarks/coverage.py --experiments 1000
+    python benchmarks/interval_coverage.py --experiments 1000
 
 Each experiment draws clusters (seeds), latents within each, and asks for the interval of one mean, of an unpaired and
 of a paired difference, the test of no difference where there is none, and the equivalence test where the difference is
@@ -137,7 +137,7 @@ def _holds(estimate: Estimate, truth: float) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    config = parse(CoverageConfig, argv, "benchmarks/coverage.py")
+    config = parse(CoverageConfig, argv, "benchmarks/interval_coverage.py")
     print("| clusters | " + " | ".join(QUANTITIES) + " |")
     print("|---" * (len(QUANTITIES) + 1) + "|")
     for scenario in SCENARIOS:
