@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from planted import BIGRAM, DEAD, DENSE, NOISE, TOKEN, planted_cache, write_planted_run
+from sklearn import metrics
 
 from autointerp.metrics import BLIND_TO, METRICS, latent_metrics, token_concentration
 
@@ -99,3 +100,18 @@ def test_token_concentration_is_the_largest_share_of_mass_on_one_token(tmp_path:
         mass = np.bincount(cache.token_ids[token], weights=activation)
         assert shares[latent] == pytest.approx(mass.max() / mass.sum())
     assert shares[NOISE] < 0.2
+
+
+def test_thresholded_metrics_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    for n_positive in (1, 5, 20, 39):
+        for hard in (False, True):
+            truth = rng.permutation([1] * n_positive + [0] * (40 - n_positive))
+            score = rng.random(40) if not hard else rng.integers(0, 2, 40).astype(float)
+            found, predicted = latent_metrics(truth.tolist(), score.tolist()), score >= 0.5
+            expected = metrics.balanced_accuracy_score(truth, predicted)
+            assert found["balanced_accuracy"] == pytest.approx(expected, abs=1e-12)
+            assert found["f1"] == pytest.approx(metrics.f1_score(truth, predicted), abs=1e-12)
+            assert found["precision"] == pytest.approx(metrics.precision_score(truth, predicted), abs=1e-12)
+            assert found["recall"] == pytest.approx(metrics.recall_score(truth, predicted), abs=1e-12)
+            assert found["iou"] == pytest.approx(metrics.jaccard_score(truth, predicted), abs=1e-12)
