@@ -20,13 +20,14 @@ import numpy.typing as npt
 from scipy.special import digamma, gammaln, xlogy
 from tokenizers import Tokenizer
 
+from autointerp.config import ExamplesConfig
 from autointerp.pieces import UNDECODED, Pieces
 from sae.latents import SPLITS, LatentCache
 
 Array = npt.NDArray[Any]
 
-N_WINDOWS = 40
-WINDOW = 32
+N_WINDOWS, WINDOW = ExamplesConfig.n_train, ExamplesConfig.window
+"""Windows, and tokens in one, that the explainer sees by default."""
 RAREFIED_DRAWS = 100
 TAIL = 1e-12
 
@@ -34,7 +35,7 @@ TAIL = 1e-12
 def token_entropy(token_ids: Array, activations: Array) -> float:
     """Plug-in entropy H = -sum_v p(v) log p(v), with p(v) the share of the activation mass that is on id v.
 
-    On the firings of the windows that the explainer sees (`top_windows`) this is H_j of Heap et al. (arXiv 2501.17727);
+    On the firings of the strongest windows (`top_windows`) this is H_j of Heap et al. (arXiv 2501.17727);
     the base of their logarithm is not stated. It depends on the number of windows, is too low where the firings are
     few, and takes " Dog", "dog" and "dogs" for unrelated.
     """
@@ -198,8 +199,8 @@ def abstractness_columns(
     return {
         "token_entropy": token_entropy(ids[top], strength[top]),
         "all_token_entropy": token_entropy(ids, strength),
-        "corrected_entropy": chao_wang_jost(forms, strength),
-        "top_corrected_entropy": chao_wang_jost(forms[top], strength[top]),
+        "corrected_entropy": corrected_entropy(ids, strength, surface),
+        "top_corrected_entropy": corrected_entropy(ids[top], strength[top], surface),
         "n_firings": float(len(fires)),
         "n_effective": effective_draws(strength),
         "coverage": coverage(forms, strength),

@@ -90,9 +90,9 @@ def measure_dictionary(folder: Path, settings: dict[str, Any], cache: LatentCach
                 bar.update(len(frame))
         table = pd.concat(frames, ignore_index=True)
         table.insert(4, "mass_on_top_token", token_concentration(cache, ENTRIES_AT_ONCE))
-        table, best = with_context_gain(table)
+        table = with_context_gain(table)
         table.to_parquet(writer.partial / MEASURES, index=False)
-        return writer.finish(_counts(table, best))
+        return writer.finish(_counts(table))
 
 
 @dataclass(frozen=True)
@@ -158,19 +158,16 @@ UNDEFINED: Row = {
 }
 
 
-def with_context_gain(table: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
-    """The table with what the left context adds to the token, and the name of the context predictor that says so.
+def with_context_gain(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what the left context adds to the token.
 
-    It is the one with the higher mean average precision over all latents: one choice for the whole dictionary, so that
-    no latent picks the luckier of two. None without any eligible latent.
+    The context predictor is the trie, which has the bigram within it: to take the better of the two on the split that
+    is reported would make a gain out of noise.
     """
-    means = {name: float(table[f"{name}_average_precision"].mean()) for name in CONTEXT}
-    best = max(means, key=lambda name: means[name]) if table["eligible"].any() else None
-    name = best or CONTEXT[0]
-    gains = {f"context_gain_{metric}": table[f"{name}_{metric}"] - table[f"token_{metric}"] for metric in METRICS}
-    margin = table[f"{name}_auroc"] - 0.5
+    gains = {f"context_gain_{metric}": table[f"trie_{metric}"] - table[f"token_{metric}"] for metric in METRICS}
+    margin = table["trie_auroc"] - 0.5
     share = ((table["token_auroc"] - 0.5) / margin.where(margin >= LEAST_MARGIN)).clip(0.0, 1.0)
-    return table.assign(**gains, token_share=share), best
+    return table.assign(**gains, token_share=share)
 
 
 def result_line(folder: Path, manifest: Manifest) -> str:
@@ -183,16 +180,15 @@ def result_line(folder: Path, manifest: Manifest) -> str:
     return f"{line}, {counts['token_determined']} determined by their token; mean average precision {precision}"
 
 
-def _counts(table: pd.DataFrame, best: str | None) -> dict[str, Any]:
+def _counts(table: pd.DataFrame) -> dict[str, Any]:
     means = table[[f"{name}_average_precision" for name in DEPTHS]].mean()
     return {
         "latents": len(table),
         "living": int((table["density"] > 0).sum()),
         "eligible": int(table["eligible"].sum()),
         "token_determined": int(table["token_determined"].sum()),
-        "context_predictor": best,
         "average_precision": {name: round(float(mean), 6) for name, mean in zip(DEPTHS, means, strict=True)}
-        if best
+        if table["eligible"].any()
         else None,
     }
 

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from autointerp.quadrants import ENTROPY_CUT, QUADRANTS, SCORE_CUT, Quadrant
+from autointerp.quadrants import ENTROPY_CUT, SCORE_CUT, Quadrant
 
 PANEL = (3.4, 3.2)
 """Inches of one panel."""
@@ -73,7 +73,7 @@ def _annotate(axes: Axes, shares: pd.DataFrame, cuts: tuple[float, float]) -> No
     for line in shares.to_dict("records"):
         if not line["n_placed"]:
             continue
-        x, y, across, along = CORNERS[QUADRANTS[QUADRANTS.index(line["quadrant"])]]
+        x, y, across, along = CORNERS[line["quadrant"]]
         text = f"{line['quadrant']} {line['share']:.0%}\n[{line['low']:.0%}, {line['high']:.0%}]"
         axes.text(x, y, text, ha=across, va=along, fontsize=7, transform=axes.transAxes)
 

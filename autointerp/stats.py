@@ -180,9 +180,17 @@ def cluster_difference(
     return None if estimate is None else Difference(estimate, latents.effect)
 
 
-def cluster_means(clusters: Clusters) -> list[float]:
-    """Mean of each cluster that has values, in the order of their keys."""
-    return [float(values.mean()) for _, values in _with_values(clusters)]
+def averaged(parts: Sequence[Estimate]) -> Estimate | None:
+    """The plain mean of independent estimates, with Satterthwaite's degrees of freedom; None without any."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    value = math.fsum(part.value for part in parts) / len(parts)
+    bare = Estimate(value, None, None, sum(part.n for part in parts), parts[0].method, parts[0].unit)
+    if any(part.error is None or part.freedom is None for part in parts):
+        return bare
+    variances = [float(part.error or 0.0) ** 2 / len(parts) ** 2 for part in parts]
+    freedom = satterthwaite(variances, [float(part.freedom or 1.0) for part in parts]) if any(variances) else 1.0
+    return _with_error(bare, math.sqrt(math.fsum(variances)), freedom)
 
 
 def _with_values(clusters: Clusters) -> list[tuple[Any, FloatArray]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from autointerp.stats import LATENTS, Difference, Estimate, FloatArray, Values, satterthwaite
 
@@ -93,27 +92,6 @@ def _combined(rows: FloatArray) -> Difference:
     pooled = math.sqrt(((n - 1) @ var_n + (m - 1) @ var_m) / freedoms.sum())
     effect = replace(bare, value=bare.value / pooled, method="stratified") if pooled else None
     return Difference(replace(known, low=low, high=high), effect)
-
-
-def stratum_counts(density: Values, status: npt.ArrayLike, edges: Values) -> pd.DataFrame:
-    """How many latents of each status lie in each density stratum: one row a stratum, `low`, `high`, then statuses.
-
-    `edges` come from `density_edges` of all that is compared, so that tables have the same rows. Densities outside the
-    edges count in the outermost strata; undefined ones in a last row with empty ends, if there are any.
-    """
-    at, ends = np.asarray(density, float), np.asarray(edges, float)
-    missing = np.isnan(at)
-    n_strata = max(1, len(ends) - 1)
-    stratum = np.where(missing, n_strata, _stratum(at, ends))
-    rows = pd.RangeIndex(n_strata + int(missing.any()))
-    counts = pd.crosstab(stratum, np.asarray(status)).reindex(rows, fill_value=0)
-    counts.columns.name = None
-    low, high = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
-    if len(ends):
-        low[:n_strata], high[:n_strata] = (ends[:-1], ends[1:]) if len(ends) > 1 else (ends, ends)
-    counts.insert(0, "low", low)
-    counts.insert(1, "high", high)
-    return counts
 
 
 def _defined(values: Values, density: Values) -> tuple[FloatArray, FloatArray]:

@@ -22,6 +22,7 @@ from benchmarks.tables import numbers
 
 SAE_METRICS = ("fvu", "fvu_token_mean", "fvu_pca", "cosine", "l0", "dead_share")
 UNSCORED = ("too_rare", "too_dense")
+ELIGIBLE = "eligible"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Line:
         latents."""
         if not self.trained or self.variant == TRAINED:
             return None
-        first, second = (_by_draw(parts, "auroc") for parts in (self.trained, self.parts))
+        # Draws are paired by the dictionary's seed: the trained network has no other.
+        first, second = (_by_seed(parts, "auroc") for parts in (self.trained, self.parts))
         return cluster_difference(first, second, len(first.keys() & second.keys()) > 1, np.random.default_rng(0))
 
     def reconstruction(self, name: str) -> float:
@@ -81,13 +83,12 @@ class Line:
         }
 
     @cached_property
-    def strata(self) -> dict[str, int]:
+    def strata(self) -> dict[tuple[str, str], int]:
         """How many sampled latents were judged, or were too rare or too dense, by decade of their density."""
         table = pd.concat([part.table for part in self.parts])
         decade = ["0" if not d else f"1e{math.floor(math.log10(d)):+d}" for d in table["density"]]
-        status = table["status"].where(table["status"].isin(UNSCORED), "eligible")
-        found = Counter(zip(status, decade, strict=True))
-        return {f"latents_{name}_density_{at}": found[name, at] for name, at in sorted(found)}
+        status = table["status"].where(table["status"].isin(UNSCORED), ELIGIBLE)
+        return dict(Counter(zip(status, decade, strict=True)))
 
 
 def _mean_of(parts: Sequence[Scores], metric: str) -> Estimate | None:
@@ -96,6 +97,12 @@ def _mean_of(parts: Sequence[Scores], metric: str) -> Estimate | None:
 
 def _by_draw(parts: Sequence[Scores], metric: str) -> dict[tuple[int, int], list[float]]:
     return {part.draw: part.table[metric].dropna().tolist() for part in parts}
+
+
+def _by_seed(parts: Sequence[Scores], metric: str) -> dict[Any, list[float]]:
+    seeds = [part.draw[1] for part in parts]
+    found = _by_draw(parts, metric)
+    return {draw[1]: values for draw, values in found.items()} if len(set(seeds)) == len(seeds) else dict(found)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -139,6 +146,7 @@ def long_table(sections: Sequence[Sequence[Line]]) -> pd.DataFrame:
         for name, estimate in estimates.items():
             rows.append({**about, "quantity": name, **numbers(estimate)})
         single = {name: line.reconstruction(name) for name in SAE_METRICS}
-        single |= {"one_token_share": line.one_token, "draws": line.n_draws, **line.counts, **line.strata}
+        single |= {"one_token_share": line.one_token, "draws": line.n_draws, **line.counts}
+        single |= {f"latents_{name}_density_{at}": n for (name, at), n in sorted(line.strata.items())}
         rows += [{**about, "quantity": name, "value": value} for name, value in single.items()]
     return pd.DataFrame(rows)

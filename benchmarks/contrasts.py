@@ -1,24 +1,24 @@
 """Trained against each null, measure by measure, over layers and seeds: differences, tests, and what they come to.
 
-The frame of all functions has one row a latent: `variant`, `dictionary` (its label: hookpoint and size), `seed` (of
-dictionary and variant), `density`, and a column for every measure, nan where a latent has none.
+The frame of all functions has one row a latent: `variant`, `dictionary` (its label), `layer`, `seed`, `density`, and a
+column for every measure, nan where a latent has none.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from autointerp.equivalence import Equivalence, equivalence, holm, verdict
-from autointerp.stats import Difference, Estimate, cluster_difference, cluster_interval, mean_difference
+from autointerp.equivalence import ALPHA, DIFFERENT, Equivalence, equivalence, holm, verdict
+from autointerp.stats import CLUSTERS, Difference, Estimate, averaged, cluster_interval, mean_difference, mean_interval
 from autointerp.strata import stratified_difference
 
 TRAINED = "trained"
+PARTIAL = "rerandomised-block"
 RNG_SEED = 0
 
 
@@ -34,11 +34,13 @@ class Measure:
 
 CONTEXT_GAIN = Measure("context_gain_average_precision", "context gain (AP)", 0.02)
 """What the left context adds to the token: the evidence for learned computation that needs no LLM."""
+GIVEN_TOKEN = Measure("trie_conditional_auroc", "AUROC† given the token", 0.02)
 MEASURES = (
     Measure("token_average_precision", "token lookup (AP)", 0.02),
     CONTEXT_GAIN,
     Measure("context_gain_auroc", "context gain (AUROC†)", 0.01),
-    Measure("trie_conditional_auroc", "AUROC† given the token", 0.02),
+    GIVEN_TOKEN,
+    Measure("token_share", "token's share of AUROC†", 0.05),
     Measure("corrected_entropy", "entropy, corrected (nats)", 0.25, ".2f"),
     Measure("top_corrected_entropy", "the same, strongest windows", 0.25, ".2f"),
     Measure("token_entropy", "entropy, paper A (nats)", 0.25, ".2f"),
@@ -53,8 +55,10 @@ class Contrast:
     measure: Measure
     null: str
     difference: Difference
-    matched: float
-    """The same among latents of like density; nan where none are alike."""
+    matched: Estimate | None
+    """The same among latents of like density; None where none are alike."""
+    left_out: float
+    """Share of the latents of either side that have no counterpart of like density."""
     equivalent: Equivalence
     p: float | None
     """Adjusted by Holm for all contrasts of the table."""
@@ -66,107 +70,115 @@ class Contrast:
         return verdict(self.p, self.p_equivalent)
 
 
-def samples(frame: pd.DataFrame, column: str) -> dict[int, np.ndarray[Any, Any]]:
-    """Values of a measure by seed, where they are defined."""
-    known = frame.dropna(subset=[column])
-    return {int(seed): part[column].to_numpy(float) for seed, part in known.groupby("seed")}
-
-
 def mean_of(frame: pd.DataFrame, column: str) -> Estimate | None:
     """Mean of a measure over the latents of one variant: over seeds where there are several, else over latents."""
-    return cluster_interval(samples(frame, column), np.random.default_rng(RNG_SEED))
+    known = frame.dropna(subset=[column])
+    samples = {int(seed): part[column].to_numpy(float) for seed, part in known.groupby("seed")}
+    return cluster_interval(samples, np.random.default_rng(RNG_SEED))
 
 
-def difference_of(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Difference | None:
-    """Mean of a measure in one variant minus that in another; every dictionary counts alike.
+Cell = Callable[[pd.DataFrame, pd.DataFrame, str], tuple[Difference | None, float]]
 
-    With several seeds: for each seed the mean over dictionaries of their means, and the interval is over seeds, paired
-    where they are the same. With one: the mean over dictionaries of the differences, with the standard error from their
-    latents.
+
+def _plain(first: pd.DataFrame, second: pd.DataFrame, column: str) -> tuple[Difference | None, float]:
+    return mean_difference(*(side[column].to_numpy(float) for side in (first, second))), 0.0
+
+
+def _matched(first: pd.DataFrame, second: pd.DataFrame, column: str) -> tuple[Difference | None, float]:
+    sides = (side[name].to_numpy(float) for side in (first, second) for name in (column, "density"))
+    found = stratified_difference(*sides)
+    return found.difference, found.left_out
+
+
+def difference_of(
+    first: pd.DataFrame, second: pd.DataFrame, column: str, cell: Cell = _plain
+) -> tuple[Difference | None, float]:
+    """Mean of a measure in one variant minus that in another, and the share of latents left out.
+
+    It is taken in each pair of dictionary and seed that both sides have, and averaged over dictionaries, which count
+    alike. With several seeds on both sides the interval is over the seeds' means, paired; otherwise over latents. The
+    effect is the mean of the pairs' Hedges' g.
+
+    Args:
+        first: latents of one variant.
+        second: latents of the other one.
+        column: the measure.
+        cell: difference of two frames of one dictionary and seed, and the share of their latents left out.
     """
-    both = sorted(set(first["dictionary"]) & set(second["dictionary"]))
-    sides = [side[side["dictionary"].isin(both)].dropna(subset=[column]) for side in (first, second)]
-    latents = mean_difference(*(side[column].to_numpy(float) for side in sides))
-    if latents is None:
-        return None
-    layered = [_layer_means(side, column) for side in sides]
-    shared = sorted(set(layered[0]) & set(layered[1]))
-    if min(map(len, layered)) > 1:
-        # Draws with the same seed share the order of their data; without two such seeds the sides are independent.
-        found = cluster_difference(*layered, paired=len(shared) > 1, rng=np.random.default_rng(RNG_SEED))
-        return None if found is None else Difference(found.difference, latents.effect)
-    apart = [
-        mean_difference(*(side.loc[side["dictionary"] == name, column].to_numpy(float) for side in sides))
-        for name in both
-    ]
-    return Difference(_averaged([one.difference for one in apart if one is not None]), latents.effect)
-
-
-def _layer_means(side: pd.DataFrame, column: str) -> dict[int, list[float]]:
-    """Mean over dictionaries of their means, by seed."""
-    means = side.groupby(["seed", "dictionary"])[column].mean()
-    return {int(seed): [float(values.mean())] for seed, values in means.groupby("seed")}
-
-
-def _averaged(parts: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates, with Satterthwaite's degrees of freedom."""
-    if len(parts) == 1:
-        return parts[0]
-    value = float(np.mean([part.value for part in parts]))
-    bare = Estimate(value, None, None, sum(part.n for part in parts), "Welch")
-    if any(part.error is None for part in parts):
-        return bare
-    variances = np.array([float(part.error or 0.0) ** 2 for part in parts]) / len(parts) ** 2
-    error = math.sqrt(variances.sum())
-    freedom = float(variances.sum() ** 2 / (variances**2 / [part.freedom for part in parts]).sum()) if error else 1.0
-    known = Estimate(value, None, None, bare.n, "Welch", error=error, freedom=freedom)
-    low, high = known.interval() or (None, None)
-    return Estimate(value, low, high, bare.n, "Welch", error=error, freedom=freedom)
+    sides = [dict(list(side.dropna(subset=[column]).groupby(["seed", "dictionary"]))) for side in (first, second)]
+    found = {key: cell(sides[0][key], sides[1][key], column) for key in sorted(sides[0].keys() & sides[1].keys())}
+    known = {key: difference for key, (difference, _) in found.items() if difference is not None}
+    if not known:
+        return None, float("nan")
+    effects = [one.effect.value for one in known.values() if one.effect is not None]
+    by_seed: dict[int, list[float]] = {}
+    for (seed, _), one in known.items():
+        by_seed.setdefault(seed, []).append(one.difference.value)
+    if len(by_seed) > 1:
+        over = mean_interval([float(np.mean(values)) for values in by_seed.values()], CLUSTERS)
+        estimate = None if over is None else replace(over, method="paired t")
+    else:
+        estimate = averaged([one.difference for one in known.values()])
+    effect = Estimate(float(np.mean(effects)), None, None, len(effects)) if effects else None
+    left_out = float(np.mean([share for _, share in found.values()]))
+    return (None if estimate is None else Difference(estimate, effect)), left_out
 
 
 def contrasts_of(frame: pd.DataFrame, measures: Sequence[Measure] = MEASURES) -> list[Contrast]:
     """Every measure against every null, with p values adjusted for their number."""
     trained = frame[frame["variant"] == TRAINED]
-    nulls = [variant for variant in frame["variant"].unique() if variant != TRAINED]
     found = []
     for measure in measures:
         if measure.column not in frame:
             continue
-        for null in nulls:
-            other = frame[frame["variant"] == null]
-            difference = difference_of(trained, other, measure.column)
-            if difference is not None:
-                matched = _matched(trained, other, measure.column)
-                found.append((measure, null, difference, matched, equivalence(difference, measure.margin)))
-    p, q = holm([row[2].p for row in found]), holm([row[4].p for row in found])
+        for null in frame["variant"].unique():
+            other = frame[(frame["variant"] == null) & (frame["layer"] >= first_layer(null))]
+            difference, _ = difference_of(trained, other, measure.column)
+            if null == TRAINED or difference is None:
+                continue
+            matched, left_out = difference_of(trained, other, measure.column, _matched)
+            like = None if matched is None else matched.difference
+            found.append((measure, str(null), difference, like, left_out, equivalence(difference, measure.margin)))
+    p, q = holm([row[2].p for row in found]), holm([row[5].p for row in found])
     return [Contrast(*row, *adjusted) for row, adjusted in zip(found, zip(p, q, strict=True), strict=True)]
 
 
-def _matched(first: pd.DataFrame, second: pd.DataFrame, column: str) -> float:
-    """Density-matched difference, mean over the seeds and dictionaries that both have."""
-    keys = ["seed", "dictionary"]
-    mine, theirs = dict(list(first.groupby(keys))), dict(list(second.groupby(keys)))
-    values = []
-    for key in mine.keys() & theirs.keys():
-        pair = (mine[key], theirs[key])
-        found = stratified_difference(*(side[name].to_numpy(float) for side in pair for name in (column, "density")))
-        if found.difference is not None:
-            values.append(found.difference.difference.value)
-    return float(np.mean(values)) if values else float("nan")
+def first_layer(variant: str) -> int:
+    """The first hookpoint at which a variant differs from the trained network."""
+    block = re.fullmatch(rf"{PARTIAL} \(block (\d+)\)", variant)
+    return int(block[1]) if block else 0
 
 
 def learned_computation(contrasts: Sequence[Contrast]) -> str:
-    """Whether the trained network's latents use context that no null's do: yes, no or undecided, and why."""
-    gains = [contrast for contrast in contrasts if contrast.measure == CONTEXT_GAIN]
+    """Whether the trained network's latents use context that no null's do: yes, no or undecided, and why.
+
+    One endpoint, the context gain in average precision, and every null must be beaten (an intersection-union test, so
+    p values are not adjusted): significantly, not just within the margin, in the same direction among latents of like
+    density, and with a higher AUROC given the token. No: some null is as good, shown by equivalence, or better. A
+    network in which one block alone is random is no null here: the others have learnt.
+    """
+    gains = [c for c in contrasts if c.measure == CONTEXT_GAIN and not c.null.startswith(PARTIAL)]
     if not gains:
         return "undecided: the context gain is not known for a trained network and a null"
+    given = {c.null: c.difference for c in contrasts if c.measure == GIVEN_TOKEN}
     least = min(gains, key=lambda contrast: contrast.difference.difference.value)
-    estimate, p = least.difference.difference, least.p
+    estimate = least.difference.difference
     interval = "" if estimate.low is None else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-    about = f"context gain, trained minus the largest null ({least.null}), {estimate.value:+.3f}{interval}"
-    if p is None:
-        return f"undecided: {about}"
-    if p <= 0.05 and estimate.value > 0:
+    about = f"context gain (AP), trained minus the largest null ({least.null}), {estimate.value:+.3f}{interval}"
+    if all(_beaten(gain, given.get(gain.null)) for gain in gains):
         return f"yes: {about}"
-    enough = least.verdict == "equivalent" or (p <= 0.05 and estimate.value < 0)
-    return f"{'no' if enough else 'undecided'}: {about}"
+    return f"{'no' if any(map(_matches, gains)) else 'undecided'}: {about}"
+
+
+def _beaten(gain: Contrast, given: Difference | None) -> bool:
+    """Whether the trained network has the larger gain by more than the margin may hide."""
+    clear = verdict(gain.difference.p, gain.equivalent.p) == DIFFERENT and gain.difference.difference.value > 0
+    alike = gain.matched is not None and gain.matched.value > 0
+    same = given is not None and given.p is not None and given.p <= ALPHA and given.difference.value > 0
+    return clear and alike and same
+
+
+def _matches(gain: Contrast) -> bool:
+    """Whether the null is shown to have as large a gain as the trained network, or a larger one."""
+    p, q = gain.difference.p, gain.equivalent.p
+    return (q is not None and q <= ALPHA) or (p is not None and p <= ALPHA and gain.difference.difference.value < 0)

@@ -1,7 +1,6 @@
 """Which measures tell latents of a trained network from those of a random one, and how well.
 
-A score that is the same for both may still go with others that are not. Groups of one dictionary and seed are held out
-together; a classifier can otherwise know a latent by its neighbours.
+A score that is the same for both may still go with others that are not.
 """
 
 from __future__ import annotations
@@ -12,55 +11,63 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import LeaveOneGroupOut
 
-from autointerp.stats import mean_interval
 from benchmarks.contrasts import MEASURES, TRAINED, Measure
 
 ALL = "all together"
-MAX_PER_GROUP = 2000
-"""Latents of a group of one variant that take part, drawn by a fixed seed: more would only take longer."""
+DENSITY = Measure("density", "density alone", 0.0)
+UNSEEN = {"dictionary": "unseen layer", "seed": "unseen seed"}
+MAX_PER_GROUP = 1000
+"""Latents of a dictionary, seed and variant that take part, drawn by a fixed seed: more would only take longer."""
 
 
 def discrimination_table(frame: pd.DataFrame, measures: Sequence[Measure] = MEASURES) -> pd.DataFrame:
-    """AUROC of "trained or this null" on held-out groups, for each measure alone and for all of them.
+    """AUROC of "trained or this null" on what the classifier has not seen, for each measure alone and for all of them.
 
-    Gradient boosting, which needs no scaling and takes undefined measures as they are. A group is one (dictionary,
-    seed) pair; each is held out once.
+    Gradient boosting on the latents that have the measure. Held out is one layer with all its seeds, or one seed with
+    all its layers, each in turn; the value is the mean over what was held out. Density alone is the yardstick: how
+    often a latent fires is no meaning.
 
     Returns:
-        Columns null, measure, auroc, low, high (t interval over the held-out groups' values), n_groups; empty where a
-        null shares fewer than two groups with the trained network.
+        Columns null, unseen ("unseen layer", "unseen seed"), measure, auroc, n_held_out; rows only where both variants
+        have at least two layers, or seeds.
     """
-    known = [measure for measure in measures if measure.column in frame]
+    known = [measure for measure in (DENSITY, *measures) if measure.column in frame]
+    together = [measure.column for measure in known if frame[measure.column].notna().mean() > 0.5]
     rows = []
     for null in [variant for variant in frame["variant"].unique() if variant != TRAINED]:
-        both = _balanced(frame[frame["variant"].isin([TRAINED, null])])
-        if both["group"].nunique() < 2:
-            continue
-        for label, columns in [*((m.label, [m.column]) for m in known), (ALL, [m.column for m in known])]:
-            held_out = _held_out_aurocs(both, columns)
-            estimate = mean_interval(held_out)
-            if estimate is not None:
-                row = {"null": null, "measure": label, "auroc": estimate.value, "low": estimate.low}
-                rows.append({**row, "high": estimate.high, "n_groups": len(held_out)})
-    return pd.DataFrame(rows, columns=["null", "measure", "auroc", "low", "high", "n_groups"])
+        both = _sampled(frame[frame["variant"].isin([TRAINED, null])])
+        for unit, name in UNSEEN.items():
+            for label, columns in [*((m.label, [m.column]) for m in known), (ALL, together)]:
+                values = _held_out(both, unit, columns)
+                if values:
+                    row = {"null": null, "unseen": name, "measure": label}
+                    rows.append({**row, "auroc": float(np.mean(values)), "n_held_out": len(values)})
+    return pd.DataFrame(rows, columns=["null", "unseen", "measure", "auroc", "n_held_out"])
 
 
-def _balanced(both: pd.DataFrame) -> pd.DataFrame:
-    """The groups that both variants have, with a limited number of living latents of each."""
-    both = both[both["density"] > 0].assign(group=both["dictionary"].astype(str) + "/" + both["seed"].astype(str))
-    sides = both.groupby("group")["variant"].nunique()
-    both = both[both["group"].isin(sides[sides == 2].index)]
+def _sampled(both: pd.DataFrame) -> pd.DataFrame:
+    """A limited number of latents of each dictionary, seed and variant; those with every score come first."""
     rng = np.random.default_rng(0)
-    parts = [part.iloc[rng.permutation(len(part))[:MAX_PER_GROUP]] for _, part in both.groupby(["group", "variant"])]
+    parts = [
+        part.iloc[rng.permutation(len(part))].sort_values("scored", ascending=False, kind="stable")[:MAX_PER_GROUP]
+        for _, part in both.assign(scored=both.notna().sum(axis=1)).groupby(["dictionary", "seed", "variant"])
+    ]
     return pd.concat(parts) if parts else both
 
 
-def _held_out_aurocs(both: pd.DataFrame, columns: Sequence[str]) -> list[float]:
+def _held_out(both: pd.DataFrame, unit: str, columns: Sequence[str]) -> list[float]:
+    """AUROC on each layer or seed that both variants have, by a classifier that has seen the others alone."""
+    both = both.dropna(subset=columns)
+    sides = both.groupby(unit)["variant"].nunique()
+    shared = sides[sides == 2].index
+    both = both[both[unit].isin(shared)]
+    if len(shared) < 2:
+        return []
     x, y = both[list(columns)].to_numpy(float), (both["variant"] == TRAINED).to_numpy()
     found = []
-    for train, test in LeaveOneGroupOut().split(x, y, both["group"]):
-        model = HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=8, random_state=0)
-        found.append(float(roc_auc_score(y[test], model.fit(x[train], y[train]).predict_proba(x[test])[:, 1])))
+    for held_out in shared:
+        test = (both[unit] == held_out).to_numpy()
+        model = HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=8, random_state=0).fit(x[~test], y[~test])
+        found.append(float(roc_auc_score(y[test], model.predict_proba(x[test])[:, 1])))
     return found

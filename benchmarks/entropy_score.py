@@ -42,7 +42,8 @@ class EntropyScore:
         note = (
             f"- Abstract: corrected entropy of at least {ENTROPY_CUT:.2f} nats (five tokens) and a score of at least "
             f"{SCORE_CUT:g}. Token-like has the score alone, diffuse the entropy alone, unpredicted neither. Wilson's "
-            "intervals over the scored latents of all draws."
+            "intervals, over the scored latents of all draws as if they were one: too narrow where draws differ. With "
+            "an offline judge the score is lexical predictability, not meaning."
         )
         header = ["dictionary", "variant", "latents", *QUADRANTS]
         return "\n".join([f"## Entropy beside {self.column}", "", *table(header, rows), "", note, ""])

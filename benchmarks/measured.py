@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,18 @@ from typing import Any
 import pandas as pd
 
 from autointerp.artifacts import MEASURES as MEASURES_FILE
-from autointerp.stats import CLUSTERS
+from autointerp.stats import CLUSTERS, Estimate
 from benchmarks.contrasts import MEASURES, Contrast, Measure, contrasts_of, learned_computation, mean_of
-from benchmarks.discriminate import ALL, discrimination_table
-from benchmarks.reading import Scores, Subject, hookpoint_label, variant_label, variant_rank
+from benchmarks.discriminate import ALL, DENSITY, discrimination_table
+from benchmarks.reading import Scores, Subject, variant_draw, variant_label, variant_rank
 from benchmarks.tables import UNDEFINED, numbers, table, written
 from sae.artifacts import complete_folders, latents_folder, read_manifest
 from sae.errors import InputError
 from sae.runs import read_run
 
+PART = ["subject_identity", "family"]
+"""What is compared among itself: dictionaries of one kind and size on one subject and corpus."""
+ONE_NETWORK = "The trained network is one network, whatever the seed: its seeds draw dictionaries alone."
 SCORE_MARGIN = 0.02
 """Difference of mean AUROCs that counts as none."""
 
@@ -52,33 +54,30 @@ def _read_run(run: Path) -> list[pd.DataFrame]:
             "subject": f"{subject.name}, {subject.corpus}",
             "subject_identity": f"{subject.identity} {subject.corpus_identity}",
             "variant": variant_label(held),
-            "dictionary": hookpoint_label(made, folder.name),
-            "shape": f"k {made.get('k')}, {len(frame)} latents",
+            "dictionary": str(made.get("hookpoint") or folder.name),
+            "family": f"k {made.get('k')}, {len(frame)} latents" + (", skip-embed" if made.get("skip_embed") else ""),
             "layer": made.get("layer"),
             "seed": int(made.get("seed") or 0),
-            "variant_seed": int(held.get("variant_seed") or 0),
+            "variant_seed": variant_draw(held),
         }
+        # A latent that fires hardly ever has an entropy near zero for no other reason.
+        frame.loc[~frame["eligible"], [m.column for m in MEASURES if m.column in frame]] = float("nan")
         frames.append(frame.assign(**about, run=str(run), cached=folder.name))
     return frames
 
 
 def _with_draws(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with dictionaries told apart by size where a hookpoint has several, and draws by their seed.
-
-    The seed is the dictionary's; where a variant has several draws of the network for one, it is the network's.
-    """
-    several = frame.groupby(["subject_identity", "dictionary"])["shape"].transform("nunique") > 1
-    sized = frame["dictionary"] + " (" + frame["shape"] + ")"
-    frame = frame.assign(dictionary=frame["dictionary"].where(~several, sized))
-    draws = frame.groupby(["subject_identity", "variant", "dictionary", "seed"])["run"].transform("nunique")
+    """The frame with the seed that tells draws apart: the dictionary's, or the network's where it has several."""
+    draws = frame.groupby([*PART, "variant", "dictionary", "seed"])["run"].transform("nunique")
     return frame.assign(seed=frame["seed"].where(draws == 1, frame["variant_seed"]))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that is read off the measures of one subject on one corpus."""
+    """Everything that is read off the measures of one kind of dictionary on one subject and corpus."""
 
     subject: str
+    family: str
     frame: pd.DataFrame
     scored: tuple[Measure, ...]
     """The judges' scores among the columns of the frame, where a latent has one."""
@@ -88,8 +87,10 @@ class Measured:
     @classmethod
     def of(cls, frame: pd.DataFrame, scored: Sequence[Measure]) -> Measured:
         """Compare and classify the latents of a frame."""
-        contrasts = contrasts_of(frame, [*MEASURES, *scored])
-        return cls(str(frame["subject"].iloc[0]), frame, tuple(scored), contrasts, discrimination_table(frame))
+        measures = [*MEASURES, *scored]
+        subject, family = str(frame["subject"].iloc[0]), str(frame["family"].iloc[0])
+        contrasts, discrimination = contrasts_of(frame, measures), discrimination_table(frame, measures)
+        return cls(subject, family, frame, tuple(scored), contrasts, discrimination)
 
     @property
     def groups(self) -> list[tuple[str, str, pd.DataFrame]]:
@@ -107,7 +108,8 @@ class Measured:
 
     def _means(self) -> list[str]:
         known = [measure for measure in MEASURES if measure.column in self.frame]
-        header = ["dictionary", "variant", "measured", *(m.label for m in known), "token-determined", "not measured"]
+        header = ["dictionary", "variant", "measured", "density", *(m.label for m in known)]
+        header += ["token-determined", "not measured"]
         rows = []
         for dictionary, variant, part in self.groups:
             measured = part[part["eligible"]]
@@ -115,8 +117,14 @@ class Measured:
             determined = f"{measured['token_determined'].mean():.1%}" if len(measured) else UNDEFINED
             means = [written(mean_of(part, m.column), m.spec) for m in known]
             counts = f"{living - len(measured)} too rare, {len(part) - living} dead"
-            rows.append([dictionary, variant, str(len(measured)), *means, determined, counts])
-        title = ["## Every latent, no judge", "", f"Subject and corpus: {self.subject}.", ""]
+            density = f"{measured['density'].mean():.4f}" if len(measured) else UNDEFINED
+            rows.append([dictionary, variant, str(len(measured)), density, *means, determined, counts])
+        title = [
+            "## Every latent, no judge",
+            "",
+            f"Subject and corpus: {self.subject}. Dictionaries: {self.family}.",
+            "",
+        ]
         return [*title, *table(header, rows), "", *(f"- {note}" for note in self._mean_notes())]
 
     def _mean_notes(self) -> list[str]:
@@ -127,65 +135,60 @@ class Measured:
             else "intervals over latents only; one draw of each network and dictionary"
         )
         return [
-            f"Mean over latents that fire often enough in both splits, {over}.",
+            f"Mean over latents that fire often enough in both splits, {over}. {ONE_NETWORK}",
             "Predictors are fitted on the explain split and met by the score split. Context gain: what the left "
-            "context (bigram or trie of four tokens) adds to the token. Token-determined: no token comes both with and "
+            "context (a trie of four tokens) adds to the token. Token-determined: no token comes both with and "
             "without the latent, so that nothing is left to tell.",
-            "† AUROC does not notice missing or extra labels (NeuronEval); average precision (AP) does.",
+            "Chance: AP is the density, AUROC 0.5, a gain 0. A higher value is not better: a token lookup would have "
+            "the highest.",
+            "† hardly falls where positives are few and as much again is predicted wrongly; average precision does.",
         ]
 
     def _contrasts(self) -> list[str]:
         if not self.contrasts:
             return ["No trained run and null to compare."]
-        header = [
-            "measure",
-            "null",
-            "trained − null [95 %]",
-            "Hedges' g",
-            "density-matched",
-            "p (Holm)",
-            "margin",
-            "verdict",
-        ]
+        header = ["measure", "null", "trained − null [95 %]", "over", "Hedges' g", "density-matched [95 %]"]
+        header += ["p (Holm)", "margin", "verdict"]
         rows = [
             [
                 c.measure.label,
                 c.null,
                 written(c.difference.difference, f"+{c.measure.spec}"),
+                _unit(c.difference.difference),
                 UNDEFINED if c.difference.effect is None else f"{c.difference.effect.value:+.2f}",
-                UNDEFINED if math.isnan(c.matched) else f"{c.matched:+{c.measure.spec}}",
+                written(c.matched, f"+{c.measure.spec}"),
                 UNDEFINED if c.p is None else "< 0.001" if c.p < 0.001 else f"{c.p:.3f}",
                 f"{c.measure.margin:g}",
                 c.verdict,
             ]
             for c in self.contrasts
         ]
-        unit = self.contrasts[0].difference.difference
-        counted = f"over {unit.n} seeds, paired" if unit.unit == CLUSTERS else "over latents only; one draw of each"
         return [
             "## Trained minus each null",
             "",
             *table(header, rows),
             "",
             f"- Evidence of learned computation: **{learned_computation(self.contrasts)}**.",
-            f"- Mean over dictionaries; intervals {counted}. p values and verdicts are adjusted for {len(rows)} "
-            "comparisons (Holm). Equivalent: two one-sided tests put the difference within the margin.",
-            "- Density-matched: the same difference among latents that fire equally often.",
+            f"- Mean over layers. p values and verdicts are adjusted for all {len(rows)} comparisons (Holm); the "
+            "line above is one endpoint that must beat every null, and is not. Equivalent: two one-sided tests put the "
+            f"difference within the margin. {ONE_NETWORK}",
+            "- Density-matched: the same difference among latents that fire equally often, mean of strata; "
+            f"{max(c.left_out for c in self.contrasts):.0%} of the latents or less have no counterpart.",
         ]
 
     def _discrimination(self) -> list[str]:
         if self.discrimination.empty:
             return ["Which measures tell trained from random is not known: it takes two layers or seeds of both."]
-        wide = self.discrimination.pivot(index="measure", columns="null", values="auroc")
-        order = [m for m in [*(m.label for m in MEASURES), ALL] if m in wide.index]
-        rows = [[name, *("" if pd.isna(x) else f"{x:.3f}" for x in wide.loc[name])] for name in order]
+        wide = self.discrimination.pivot(index="measure", columns=["null", "unseen"], values="auroc")
+        order = [m for m in [DENSITY.label, *(m.label for m in (*MEASURES, *self.scored)), ALL] if m in wide.index]
+        rows = [[name, *(UNDEFINED if pd.isna(x) else f"{x:.3f}" for x in wide.loc[name])] for name in order]
         return [
             "## Which measures tell a trained network's latents from a null's",
             "",
-            *table(["measure", *map(str, wide.columns)], rows),
+            *table(["measure", *(f"{null}, {unseen}" for null, unseen in wide.columns)], rows),
             "",
-            "- AUROC of gradient boosting on held-out pairs of layer and seed (0.5: cannot tell). The trained network "
-            "is one network, whatever the seed.",
+            "- AUROC of gradient boosting on a layer, or a seed, that it has not seen (0.5: cannot tell); all together "
+            f"is without the judges' scores, which few latents have. {ONE_NETWORK}",
         ]
 
     def long_table(self) -> pd.DataFrame:
@@ -199,12 +202,16 @@ class Measured:
         for c in self.contrasts:
             about = {"variant": c.null, "quantity": f"{c.measure.column}_trained_minus_this"}
             tests = {"p_holm": c.p, "p_equivalent_holm": c.p_equivalent, "margin": c.measure.margin}
-            more = {"density_matched": c.matched, "verdict": c.verdict}
+            more = {"density_matched": c.matched and c.matched.value, "left_out": c.left_out, "verdict": c.verdict}
             rows.append({**about, **numbers(c.difference.difference), **tests, **more})
         for row in self.discrimination.to_dict("records"):
-            about = {"variant": row["null"], "quantity": f"discrimination: {row['measure']}"}
-            rows.append({**about, "value": row["auroc"], "low": row["low"], "high": row["high"], "n": row["n_groups"]})
-        return pd.DataFrame([{"subject": self.subject, **row} for row in rows])
+            about = {"variant": row["null"], "quantity": f"discrimination, {row['unseen']}: {row['measure']}"}
+            rows.append({**about, "value": row["auroc"], "n": row["n_held_out"]})
+        return pd.DataFrame([{"subject": self.subject, "family": self.family, **row} for row in rows])
+
+
+def _unit(estimate: Estimate) -> str:
+    return f"{estimate.n} seeds, paired" if estimate.unit == CLUSTERS else "latents"
 
 
 def measured_of(frame: pd.DataFrame, scores: Sequence[Scores]) -> list[Measured]:
@@ -212,7 +219,7 @@ def measured_of(frame: pd.DataFrame, scores: Sequence[Scores]) -> list[Measured]
     if frame.empty:
         return []
     frame, scored = _with_scores(_with_draws(frame), [one for one in scores if not one.null])
-    parts = frame.groupby("subject_identity", sort=False)
+    parts = frame.groupby(PART, sort=False)
     return [Measured.of(part, [m for m in scored if part[m.column].notna().any()]) for _, part in parts]
 
 

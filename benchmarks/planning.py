@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from autointerp.power import draw_spread, latents_needed, latents_needed_per_draw
 from benchmarks.comparison import Line
+from benchmarks.contrasts import TRAINED
 from benchmarks.reading import Scores
 from benchmarks.score_tables import sections_of
 from benchmarks.tables import UNDEFINED, table
@@ -25,12 +27,12 @@ def latents_table(scores: Sequence[Scores], half_width: float) -> str:
         known = np.concatenate(values) if values else np.zeros(0)
         if len(known) < 2:
             continue
-        sd = float(known.std(ddof=1))
-        other = np.concatenate(trained) if trained and line.variant != "trained" else np.zeros(0)
+        sd = _within(values)
+        other = np.concatenate(trained) if trained and line.variant != TRAINED else np.zeros(0)
         alone = str(latents_needed(sd, half_width, estimated=True))
         both = UNDEFINED
         if len(other) > 1:
-            both = str(latents_needed(sd, half_width, float(other.std(ddof=1)), estimated=True))
+            both = str(latents_needed(sd, half_width, _within(trained), estimated=True))
         rows.append([q.hookpoint, q.scorer, line.variant, f"{sd:.3f}", alone, both, _over_draws(line, half_width)])
     header = ["dictionary", "scorer", "variant", "SD of latents", "latents: mean", "latents a side: trained − this"]
     return "\n".join(
@@ -43,6 +45,11 @@ def latents_table(scores: Sequence[Scores], half_width: float) -> str:
             "",
         ]
     )
+
+
+def _within(draws: Sequence[np.ndarray[Any, Any]]) -> float:
+    """Standard deviation of latents within a draw."""
+    return float(np.sqrt(np.mean([values.var(ddof=1) for values in draws if len(values) > 1])))
 
 
 def _over_draws(line: Line, half_width: float) -> str:

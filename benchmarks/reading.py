@@ -60,6 +60,12 @@ def variant_label(held: dict[str, Any]) -> str:
     return str(held["variant"]) + (f" ({more})" if more else "")
 
 
+def variant_draw(held: dict[str, Any]) -> int:
+    """The seed of the draw that made a run's network; 0 where nothing was drawn, whatever the flag said."""
+    drawn = held["variant"] not in ("trained", "step0") or str(held.get("step0_source")).startswith("architecture")
+    return int(held.get("variant_seed") or 0) if drawn else 0
+
+
 def variant_rank(label: str) -> int:
     """Place of a variant among others in a table: trained first."""
     return VARIANTS.index(cast(Variant, label.split(" (", maxsplit=1)[0]))
@@ -169,7 +175,7 @@ def _read_one(run: Path, held: dict[str, Any], folder: Path, source: Source, dic
         run=run,
         subject=Subject.of(held),
         variant=variant_label(held),
-        draw=(int(held.get("variant_seed") or 0), int(made.get("seed") or 0)),
+        draw=(variant_draw(held), int(made.get("seed") or 0)),
         question=Question(*question, *asked),
         null=config.get("null", ""),
         graded=bool(config["graded"]),

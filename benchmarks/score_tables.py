@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from autointerp.config import OFFLINE
 from autointerp.metrics import BLIND_TO
 from autointerp.nulls import NULLS, ORACLE, SHUFFLED
-from benchmarks.comparison import TRAINED, Line, lines_of
+from benchmarks.comparison import ELIGIBLE, UNSCORED, Line, lines_of
+from benchmarks.contrasts import TRAINED
 from benchmarks.reading import ONE_TOKEN, Scores
 from benchmarks.tables import UNDEFINED, table, written
 
@@ -45,10 +47,29 @@ def sections_of(scores: Sequence[Scores]) -> list[list[Line]]:
 def markdown(lines: Sequence[Line]) -> str:
     """A section as a person reads it: title, table, notes."""
     text = [*_title(lines), "", *_table(_columns(lines), lines), "", *(f"- {note}" for note in _notes(lines)), ""]
+    text += _by_density(lines)
     with_nulls = [line for line in lines if line.nulls]
     if with_nulls:
         text += ["## Floors and ceilings", "", *_table(_null_columns(with_nulls), with_nulls), "", f"- {FLOORS}", ""]
     return "\n".join(text)
+
+
+def _by_density(lines: Sequence[Line]) -> list[str]:
+    """Which of the sampled latents were judged, by decade of density: those left out are not a random part."""
+    one_scorer = [line for line in lines if line.question.scorer == lines[0].question.scorer]
+    if not any(status in UNSCORED for line in one_scorer for status, _ in line.strata):
+        return []
+    decades = sorted({decade for line in one_scorer for _, decade in line.strata}, key=float)
+    rows = []
+    for variant in dict.fromkeys(line.variant for line in one_scorer):
+        counts: Counter[tuple[str, str]] = Counter()
+        for line in one_scorer:
+            counts.update(line.strata if line.variant == variant else {})
+        shown = [[counts[status, decade] for status in (ELIGIBLE, *UNSCORED)] for decade in decades]
+        rows.append([variant, *(" / ".join(map(str, cell)) if any(cell) else UNDEFINED for cell in shown)])
+    header = ["variant", *(f"from {decade}" for decade in decades)]
+    title = "## Sampled latents by density: judged / too rare / too dense"
+    return [title, "", *table(header, rows), "", "- All dictionaries together. Means are over the judged ones.", ""]
 
 
 def _table(columns: Sequence[Column], lines: Sequence[Line]) -> list[str]:
@@ -94,8 +115,7 @@ def _columns(lines: Sequence[Line]) -> list[Column]:
 
 def _null_columns(lines: Sequence[Line]) -> list[Column]:
     names = [null for null in NULLS if any(null in line.nulls for line in lines)]
-    metrics = ("auroc", "balanced_accuracy")
-    return [*_place(lines), *((f"{null} {NAMES[name]}", _null_cell(null, name)) for null in names for name in metrics)]
+    return [*_place(lines), *((f"{null} {NAMES[name]}", _null_cell(null, name)) for null in names for name in NAMES)]
 
 
 def _place(lines: Sequence[Line]) -> list[Column]:
@@ -149,7 +169,7 @@ def _notes(lines: Sequence[Line]) -> list[str]:
         notes.append("The judge gives hard answers: AUROC equals balanced accuracy.")
     notes.append(
         f"{BLIND}: falls hardly at all, where positives are few, if an explanation names as much again that is wrong "
-        "(extra-labels test of Oikarinen et al. 2025); average precision and F1 do."
+        "(extra-labels test of Oikarinen et al. 2025); average precision and F1 do. Here half the texts are positive."
     )
     notes += _learning(lines) + _missing(lines) + _mismatches(lines)
     notes.append(

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -97,6 +99,8 @@ def write_cache(run: Path, config: SpeedConfig, rng: np.random.Generator) -> Non
         for start in range(0, len(ids), TOKENS_AT_ONCE):
             add_entries(entries, ids, range(start, min(start + TOKENS_AT_ONCE, len(ids))), config, rng)
         entries.finish()
+        words = {f" word{number}": number for number in range(config.vocabulary)}
+        Tokenizer(WordLevel(words, unk_token=" word0")).save(str(writer.partial / "tokenizer.json"))
         writer.finish({})
 
 

@@ -34,7 +34,8 @@ class Suite:
     subject: str
     """Hugging Face id, or a folder: as it is, or relative to the repository."""
     variants: tuple[str, ...]
-    """Subject variants; each gets a run of its own. `rerandomised-block:1` is that of block 1."""
+    """Subject variants; each gets a run of its own. `rerandomised-block:1` is that of block 1,
+    `control:matched` the one at the scale of the trained embeddings."""
     layers: tuple[int, ...]
     """Blocks whose residual stream gets a dictionary."""
     corpus: str = "pydocs"
@@ -120,12 +121,19 @@ def _stage(name: str) -> Callable[[Sequence[str]], None]:
 def _flags(suite: Suite, stage: str, run: Path, variant: str, seed: int) -> list[str]:
     local = ROOT / suite.subject
     subject = str(local) if local.exists() else suite.subject
-    variant, _, block = variant.partition(":")
+    variant, _, detail = variant.partition(":")
+    block, scale = (None, detail or None) if variant == "control" else (detail or None, None)
     text = {"corpus": suite.corpus, "context-length": suite.context_length}
     answering = {"client": suite.client, "model": suite.model, "base-url": suite.base_url}
     flags: dict[str, dict[str, Any]] = {
         "train": {
-            **{"subject": subject, "variant": variant, "variant-seed": seed, "variant-block": block or None},
+            **{
+                "subject": subject,
+                "variant": variant,
+                "variant-seed": seed,
+                "variant-block": block,
+                "control-scale": scale,
+            },
             **{"layers": suite.layers, **text},
             **{"tokens": suite.train_tokens, "k": suite.k, "expansion": suite.expansion},
             **{"skip-embed": suite.skip_embed or None, "seed": seed},

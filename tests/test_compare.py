@@ -110,7 +110,10 @@ def test_floors_and_ceilings_stand_beside_the_scores_and_are_not_mixed_with_them
     header, first = (line for line in large.splitlines() if "AUROC †" in line or "| detection | trained | 0" in line)
     assert "| AUROC † [95 %] | floor [95 %] | ceiling | trained − this [95 %] |" in header
     assert f"| {floor.value:.3f} [{floor.low:.3f}, {floor.high:.3f}] | 1.000 | – |" in first
-    assert "| always-yes AUROC | always-yes balanced accuracy |" in small and "| control |" not in small
+    assert (
+        "| always-yes AUROC | always-yes average precision | always-yes balanced accuracy |" in small
+        and "| control |" not in small
+    )
     same = [name for name in set(before.quantity) if not name.startswith(("shuffled", "oracle", "always"))]
     pd.testing.assert_frame_equal(table[table.quantity.isin(same)].reset_index(drop=True), before)
 
@@ -124,6 +127,9 @@ def test_metrics_that_do_not_notice_wrong_labels_are_marked(runs: Path, compare:
 
 
 def test_latents_left_out_are_counted_by_decade_of_density(runs: Path, compare: Any) -> None:
+    text, _ = compare(runs / "trained0")
+    assert "| variant | from 1e-5 | from 1e-3 | from 1e-1 |" in text
+    assert "| trained | 0 / 1 / 0 | 3 / 0 / 0 | 0 / 0 / 1 |" in text
     _, table = compare(runs / "trained0")
     rows = table[(table.scorer == "fuzzing") & table.quantity.str.contains("_density_")]
     found = dict(zip(rows.quantity, rows.value, strict=True))

@@ -11,9 +11,9 @@ from scipy import stats
 
 from autointerp.stats import (
     Estimate,
+    averaged,
     cluster_difference,
     cluster_interval,
-    cluster_means,
     mean_difference,
     mean_interval,
 )
@@ -90,6 +90,10 @@ def draws(n: int, seed: int, at: float = 0.6) -> dict[Any, Any]:
     return {(i % 2, i): made.normal(made.normal(at, 0.05), 0.1, int(made.integers(5, 40))) for i in range(n)}
 
 
+def means_of(clusters: dict[Any, Any]) -> list[float]:
+    return [float(np.mean(values)) for _, values in sorted(clusters.items())]
+
+
 def test_a_t_estimate_carries_what_a_test_needs() -> None:
     found = mean_interval(X)
     assert found is not None and found.error == pytest.approx(math.sqrt(0.05 / 3) / 2) and found.freedom == 3
@@ -114,7 +118,6 @@ def test_without_variance_the_p_value_is_that_of_certainty() -> None:
 
 def test_clusters_count_once_whatever_their_size() -> None:
     clusters = {0: [0.5] * 100, 1: [0.7], 2: [0.6, 0.6], 3: []}
-    assert cluster_means(clusters) == pytest.approx([0.5, 0.7, 0.6])
     found = cluster_interval(clusters, rng())
     assert found is not None and (found.n, found.method, found.unit) == (3, "t", "clusters")
     expected = stats.ttest_1samp([0.5, 0.7, 0.6], 0).confidence_interval(0.95)
@@ -131,7 +134,7 @@ def test_the_bootstrap_starts_at_ten_clusters() -> None:
     nine, ten = cluster_interval(draws(9, 1), rng()), cluster_interval(draws(10, 1), rng())
     assert nine is not None and (nine.method, nine.freedom) == ("t", 8)
     assert ten is not None and (ten.method, ten.freedom, ten.unit, ten.n) == ("bootstrap", None, "clusters", 10)
-    expected = stats.ttest_1samp(cluster_means(draws(10, 1)), 0).confidence_interval(0.95)
+    expected = stats.ttest_1samp(means_of(draws(10, 1)), 0).confidence_interval(0.95)
     assert ends(ten) == pytest.approx((expected.low, expected.high), abs=0.015)
 
 
@@ -178,7 +181,7 @@ def test_paired_clusters_are_compared_key_by_key() -> None:
 def test_unpaired_clusters_are_compared_by_welch_over_their_means() -> None:
     one, two = draws(3, 4), draws(5, 5, 0.5)
     found = cluster_difference(one, two, False, rng())
-    expected = stats.ttest_ind(cluster_means(one), cluster_means(two), equal_var=False)
+    expected = stats.ttest_ind(means_of(one), means_of(two), equal_var=False)
     assert found is not None and found.p == pytest.approx(expected.pvalue)
     interval = expected.confidence_interval(0.95)
     assert ends(found.difference) == pytest.approx((interval.low, interval.high))
@@ -241,3 +244,12 @@ def test_the_coverage_command_prints_a_table(capsys: pytest.CaptureFixture[str])
     main(["--experiments", "1", "--resamples", "39"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(SCENARIOS) * len(COUNTS) and lines[2].startswith("| 3, draws dominate | ")
+
+
+def test_the_average_of_independent_estimates_has_satterthwaites_freedom() -> None:
+    parts = [mean_interval(X), mean_interval(Y)]
+    found = averaged([part for part in parts if part is not None])
+    # The mean of two means is half the difference of one and minus the other.
+    expected = stats.ttest_ind(X, [-y for y in Y], equal_var=False).confidence_interval()
+    assert found is not None and ends(found) == pytest.approx((expected.low / 2, expected.high / 2))
+    assert averaged([]) is None and averaged([parts[0]] if parts[0] else []) == parts[0]

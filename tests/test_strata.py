@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autointerp.stats import Estimate, mean_difference
-from autointerp.strata import density_edges, stratified_difference, stratum_counts
+from autointerp.strata import stratified_difference
 
 X, Y = [0.8, 0.9, 1.0, 0.7], [0.5, 0.6, 0.4, 0.7, 0.3]
 
@@ -64,14 +64,3 @@ def test_a_difference_made_by_density_alone_goes_away_when_densities_are_matched
     naive = mean_difference(scores[0] + 0.02, scores[1])
     assert naive is not None and naive.p is not None and naive.p < 0.05 and naive.difference.value < 0
     assert covered / n > 0.88
-
-
-def test_statuses_are_counted_by_density() -> None:
-    edges = density_edges([0.1, 0.2], [0.3, 0.4], n_strata=2)
-    assert edges.tolist() == [0.1, 0.2, 0.4]
-    table = stratum_counts(
-        [0.1, 0.2, 0.21, 0.4, 0.0, 7.0, math.nan], ["ok", "too_rare", "ok", "ok", "too_rare", "ok", "ok"], edges
-    )
-    assert table.columns.tolist() == ["low", "high", "ok", "too_rare"]
-    assert table[["ok", "too_rare"]].to_numpy().tolist() == [[1, 2], [3, 0], [1, 0]]
-    assert table["high"].tolist()[:2] == [0.2, 0.4] and math.isnan(table["high"].iloc[2])

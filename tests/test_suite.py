@@ -74,6 +74,8 @@ def test_blocks_and_skip_embed_reach_the_training(tmp_path: Path) -> None:
     found = parse(TrainArguments, flags, "train")
     assert (found.subject.variant, found.subject.variant_block, found.sae.skip_embed) == ("rerandomised-block", 2, True)
     assert suites._folder_name(suite, suite.variants[0], 0) == "rerandomised-block-2"
+    flags = suites._flags(suite, "train", tmp_path, "control:matched", 0)
+    assert parse(TrainArguments, flags, "train").subject.control_scale == "matched"
 
 
 def test_a_suite_makes_its_runs_in_order_and_does_nothing_twice(
