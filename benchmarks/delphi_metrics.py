@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from autointerp.metrics import METRICS, THRESHOLD, latent_metrics
 from autointerp.pooled import delphi_metrics
+from benchmarks.tables import UNDEFINED, table
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.latents import LatentCache
@@ -55,19 +56,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missing:
         raise InputError(f"{config.judgements} has no {', '.join(sorted(missing))}; expected a judgements.jsonl")
     firings = dict(enumerate(np.diff(LatentCache.open(config.latents).offsets).tolist()))
-    print(table(judgements, firings))
+    print(comparison(judgements, firings))
     print(agreement(judgements, firings), flush=True)
 
 
-def table(judgements: pd.DataFrame, firings: Mapping[int, int]) -> str:
+def comparison(judgements: pd.DataFrame, firings: Mapping[int, int]) -> str:
     """Delphi's numbers by our function beside ours."""
     theirs, ours = delphi_metrics(judgements, firings), mean_over_latents(judgements)
-    rows = [("Delphi's name", "Delphi, pooled", "ours, mean over latents", "our name"), ("---",) * 4]
+    rows = []
     for name, value in theirs.items():
         own = OURS.get(name)
-        rows.append((name, _shown(value), _shown(ours[own]) if own else "–", own or ""))
-    rows += [("–", "–", _shown(ours[own]), own) for own in ours if own not in OURS.values()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        rows.append((name, _shown(value), _shown(ours[own]) if own else UNDEFINED, own or ""))
+    rows += [(UNDEFINED, UNDEFINED, _shown(ours[own]), own) for own in ours if own not in OURS.values()]
+    return "\n".join(table(("Delphi's name", "Delphi, pooled", "ours, mean over latents", "our name"), rows))
 
 
 def mean_over_latents(judgements: pd.DataFrame) -> dict[str, float]:

@@ -33,6 +33,7 @@ from autointerp.predictors import TokenLookup, firings_of
 from autointerp.quadrants import quadrant, quadrant_table
 from autointerp.score import main as score
 from benchmarks.planted import DICTIONARY, TOKENIZER, planted_latents, topics_text, true_entropy, write_run
+from benchmarks.tables import UNDEFINED, table
 from sae.cli import parse, run_stage
 from sae.latents import LatentCache
 
@@ -45,7 +46,6 @@ MEASURES = (
 DRAWS = (20, 40, 100, 400, 2000)
 SPREAD = 0.5
 """Standard deviation of the logarithm of the activations in the comparison of estimators."""
-UNDEFINED = "–"
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ def _distributions() -> Mapping[str, np.ndarray[Any, Any]]:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A frame as a Markdown table; what is undefined is a dash."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns)]
-    lines += [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join(
+        [*table(list(frame.columns), [[_cell(x) for x in row] for row in frame.itertuples(index=False)]), ""]
+    )
 
 
 def _cell(value: Any) -> str:

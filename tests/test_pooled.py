@@ -13,7 +13,15 @@ import pytest
 from planted import DICTIONARY, write_planted_run
 
 from autointerp.pooled import delphi_metrics
-from benchmarks.delphi_metrics import agreement, delphi_module, delphi_own, difference, main, mean_over_latents, table
+from benchmarks.delphi_metrics import (
+    agreement,
+    comparison,
+    delphi_module,
+    delphi_own,
+    difference,
+    main,
+    mean_over_latents,
+)
 from sae.artifacts import latents_folder
 from sae.errors import InputError
 
@@ -172,4 +180,4 @@ def test_agreement_is_said_only_where_delphi_was_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("benchmarks.delphi_metrics.delphi_module", lambda: None)
     judgements = rows((0, [1, 0], [0.9, 0.8]))
     assert "were not run" in agreement(judgements, {0: 1})
-    assert "weighted_f1" in table(judgements, {0: 1})
+    assert "weighted_f1" in comparison(judgements, {0: 1})
