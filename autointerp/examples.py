@@ -179,8 +179,6 @@ class ExampleSampler:
 
     def _firings(self, latent: int) -> Firings:
         token, activation = self.cache.entries(latent)
-        # float16 can have rounded a tiny activation to zero.
-        token, activation = token[activation > 0], activation[activation > 0]
         context = self.cache.contexts_of(token)
         order = np.lexsort((token, -activation, context))
         _, first = np.unique(context[order], return_index=True)

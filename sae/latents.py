@@ -239,11 +239,17 @@ class EntryWriter:
         self._streams = {name: path.open("wb") for name, path in self._paths.items()}
 
     def add(self, token_index: Array, latent: Array, activation: Array) -> None:
-        """Add entries, all [n]; token indices must not fall from one call to the next."""
+        """Add entries, all [n]; token indices must not fall from one call to the next.
+
+        An activation that half precision rounds to zero is no firing and is left out.
+        """
+        half = np.minimum(activation, MAX_ACTIVATION).astype(np.float16)
+        fires = half > 0
+        latent = latent[fires]
         self.counts += np.bincount(latent, minlength=len(self.counts))
-        self._streams["token"].write(np.ascontiguousarray(token_index, np.uint32).tobytes())
+        self._streams["token"].write(np.ascontiguousarray(token_index[fires], np.uint32).tobytes())
         self._streams["latent"].write(np.ascontiguousarray(latent, np.uint32).tobytes())
-        self._streams["activation"].write(np.minimum(activation, MAX_ACTIVATION).astype(np.float16).tobytes())
+        self._streams["activation"].write(half[fires].tobytes())
 
     def finish(self) -> int:
         """Write `entries.safetensors`, remove the spill files, and return the number of entries."""

@@ -96,3 +96,12 @@ def test_a_missing_and_a_half_written_cache_are_told_apart(tmp_path: Path) -> No
     folder.with_name("layers.0.partial").mkdir(parents=True)
     with pytest.raises(InputError, match=r"half-written.*python -m sae\.cache"):
         LatentCache.open(folder)
+
+
+def test_what_half_precision_rounds_to_zero_is_no_firing(tmp_path: Path) -> None:
+    writer = EntryWriter(tmp_path, 2)
+    writer.add(np.array([3, 4, 5]), np.array([0, 0, 1]), np.array([1e-9, 0.5, 1e9]))
+    assert writer.finish() == 2
+    entries = map_tensors(tmp_path / "entries.safetensors")
+    assert entries["offsets"].tolist() == [0, 1, 2] and entries["token_index"].tolist() == [4, 5]
+    assert entries["activation"].tolist() == [0.5, 65504.0]
