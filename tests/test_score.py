@@ -246,6 +246,8 @@ def test_a_sentence_typed_in_for_a_latent_that_had_none_is_scored_if_it_can_be(r
         ('{"latent": true, "text": "x"}', "whole number"),
         ('{"latent": 0, "text": "x", "status": "fine"}', "status must be one of"),
         ('{"latent": 0, "text": "x"}\n{"latent": 0, "text": "y"}', "line 2: latent 0 comes twice"),
+        ('{"latent": 0, "text": "x", "reason": "\\ud800"}', "reason holds half of a character pair"),
+        ("[" * 100_000, "line 1: maximum recursion depth"),
     ],
 )
 def test_a_line_that_is_no_explanation_is_named(
