@@ -111,7 +111,8 @@ def result_line(folder: Path, manifest: Manifest) -> str:
     what = "lexical predictability, " if config["judge"] == OFFLINE else ""
     what += f"null {config['null']}, " if config["null"] else ""
     mean = "undefined" if counts["mean_auroc"] is None else f"{counts['mean_auroc']:.3f}"
-    note = "" if config["graded"] else " (hard answers: equal to balanced accuracy)"
+    # A rule's score need not be hard: an echo of highlights is a share.
+    note = "" if config["graded"] or config["null"] in RULES else " (hard answers: equal to balanced accuracy)"
     failed = f"{sum(counts['failed'].values())} of {counts['judgements']} judgements failed"
     return f"{folder}: {what}mean AUROC {mean}{note} over {counts['scored']} of {counts['latents']} latents, {failed}"
 
