@@ -259,7 +259,7 @@ def read_explanations(folder: Path, n_latents: int) -> list[Explanation]:
             explanation = _explanation(json.loads(text), n_latents)
             if explanation.latent in found:
                 raise ValueError(f"latent {explanation.latent} comes twice")
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} line {number}: {error}; mend the line, or {remake}") from None
         found[explanation.latent] = explanation
     return list(found.values())
@@ -274,8 +274,9 @@ def _explanation(row: Any, n_latents: int) -> Explanation:
         raise ValueError(f"latent must be a whole number from 0 to {n_latents - 1}, found {latent!r}")
     if not (text is None or isinstance(text, str)):
         raise ValueError(f"text must be a sentence or null, found {text!r}")
-    if text is not None and re.search("[\ud800-\udfff]", text):
-        raise ValueError("text holds half of a character pair, which cannot be sent or written")
+    for name, value in row.items():
+        if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+            raise ValueError(f"{name} holds half of a character pair, which cannot be sent or written")
     status = row.get("status", "ok")
     if status not in get_args(ExplanationStatus):
         raise ValueError(f"status must be one of {', '.join(get_args(ExplanationStatus))}, found {status!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections import Counter
@@ -33,7 +34,7 @@ from autointerp.records import LLMClient, Scorer
 from autointerp.scorers import SCORERS
 from autointerp.sources import Source, find_sources
 from autointerp.trials import Judging
-from sae.artifacts import Manifest, plain, writing
+from sae.artifacts import Manifest, plain, read_manifest, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.runs import read_run
@@ -90,6 +91,8 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
         if earlier is not None and not journal.n_answers:
             journal.adopt(read_judgements(job.folder), config.examples_per_prompt, usage_of(earlier))
         if null not in RULES:
+            if earlier is None and not journal.n_answers:
+                _adopt_replaced(job, journal)
             label = f"{job.settings['dictionary']} {job.scorer.name} {null}".strip()
             label += " (lexical predictability)" if client.model == OFFLINE else ""
             questions = judging.questions(client.model, sampling_of(config.client))
@@ -105,13 +108,29 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
         return writer.finish(counts)
 
 
+def _adopt_replaced(job: Job, journal: Journal) -> None:
+    """Take over the answers of the scores that are to be replaced, if they judged the same windows of the same cache.
+
+    They count where the question is still the same; where a sentence has been edited it is another one.
+    """
+    with contextlib.suppress(InputError):
+        old = read_manifest(job.folder, KIND, "")
+        same = ("examples", "examples_per_prompt", "sampling")
+        if old.parents.get("latents") != job.parents["latents"] or any(
+            old.config.get(name) != job.settings[name] for name in same
+        ):
+            return
+        journal.adopt(read_judgements(job.folder), job.settings["examples_per_prompt"], usage_of(old))
+
+
 def result_line(folder: Path, manifest: Manifest) -> str:
     """The mean over latents, in a line; what rules without an LLM score is called lexical predictability."""
     counts, config = manifest.counts, manifest.config
     what = "lexical predictability, " if config["judge"] == OFFLINE else ""
     what += f"null {config['null']}, " if config["null"] else ""
     mean = "undefined" if counts["mean_auroc"] is None else f"{counts['mean_auroc']:.3f}"
-    note = "" if config["graded"] else " (hard answers: equal to balanced accuracy)"
+    # A rule's score need not be hard: an echo of highlights is a share.
+    note = "" if config["graded"] or config["null"] in RULES else " (hard answers: equal to balanced accuracy)"
     failed = f"{sum(counts['failed'].values())} of {counts['judgements']} judgements failed"
     return f"{folder}: {what}mean AUROC {mean}{note} over {counts['scored']} of {counts['latents']} latents, {failed}"
 

@@ -7,6 +7,7 @@ python benchmarks/compare.py --suite benchmarks/suites/demo.toml --out runs/demo
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from benchmarks.score_tables import markdown, sections_of
 from benchmarks.suite import Suite, run_suite
 from sae.cli import parse, run_stage
 from sae.errors import InputError
+
+MIN_POWER = 1e-6
+"""Least half-width that latents are counted for."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             "name either runs or one --suite, e.g. python benchmarks/compare.py runs/a runs/b --out runs/table"
         )
-    if config.power is not None and not config.power > 0:
-        raise InputError(f"--power must be above zero, found {config.power}; give half the width of the interval")
+    if config.power is not None and not MIN_POWER <= config.power < 1:
+        expected = f"--power must be from {MIN_POWER:g} to below 1, the width of the scale"
+        raise InputError(f"{expected}, found {config.power}; give half the width of the interval")
     runs = list(config.runs) if config.suite is None else run_suite(Suite.read(config.suite), config.out)
     text, files = report(read_scores(runs), read_measures(runs), config.power)
     _write(config.out, {"table.md": text.encode(), **files})
@@ -81,11 +86,14 @@ def report(scores: Sequence[Scores], measures: pd.DataFrame, half_width: float |
 
 
 def _figures(placed: Sequence[EntropyScore]) -> dict[str, bytes]:
-    files = {}
+    files: dict[str, bytes] = {}
     for part in placed:
         stream = io.BytesIO()
         save_svg(quadrant_figure(part.frame, part.shares, ENTROPY, part.column), stream)
-        files[f"quadrants-{part.slug}.svg"] = stream.getvalue()
+        name = f"quadrants-{part.slug}"
+        # A second subject, or a name that differs in a sign only, must not take the place of the first.
+        number = sum(re.fullmatch(re.escape(name) + r"(-\d+)?\.svg", other) is not None for other in files) + 1
+        files[f"{name}{f'-{number}' if number > 1 else ''}.svg"] = stream.getvalue()
     return files
 
 

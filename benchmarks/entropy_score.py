@@ -18,6 +18,8 @@ ENTROPY = "corrected_entropy"
 class EntropyScore:
     """The scored latents of one subject under one scorer: a row a latent with its entropy and its score."""
 
+    subject: str
+    """Subject and corpus."""
     column: str
     """The score, and what the figure calls it."""
     frame: pd.DataFrame
@@ -46,7 +48,8 @@ class EntropyScore:
             "an offline judge the score is lexical predictability, not meaning."
         )
         header = ["dictionary", "variant", "latents", *QUADRANTS]
-        return "\n".join([f"## Entropy beside {self.column}", "", *table(header, rows), "", note, ""])
+        about = f"Subject and corpus: {self.subject}."
+        return "\n".join([f"## Entropy beside {self.column}", "", about, "", *table(header, rows), "", note, ""])
 
 
 def entropy_scores(measured: Measured) -> list[EntropyScore]:
@@ -56,5 +59,5 @@ def entropy_scores(measured: Measured) -> list[EntropyScore]:
         columns = ["dictionary", "variant", "latent", ENTROPY, score.column]
         parts = [part.dropna(subset=[score.column])[columns] for _, _, part in measured.groups]
         frame = pd.concat(parts, ignore_index=True)
-        found.append(EntropyScore(score.column, frame, quadrant_table(frame, ENTROPY, score.column)))
+        found.append(EntropyScore(measured.subject, score.column, frame, quadrant_table(frame, ENTROPY, score.column)))
     return found

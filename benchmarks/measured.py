@@ -24,15 +24,27 @@ PART = ["subject_identity", "family"]
 ONE_NETWORK = "The trained network is one network, whatever the seed: its seeds draw dictionaries alone."
 SCORE_MARGIN = 0.02
 """Difference of mean AUROCs that counts as none."""
+DRAW = ["subject_identity", "variant", "family", "dictionary", "seed", "variant_seed"]
+"""Columns that tell one draw of a dictionary from all others."""
+NEEDED = {"density": "number", "eligible": "bool", "token_determined": "bool"}
 
 
 def read_measures(runs: Sequence[Path]) -> pd.DataFrame:
     """The measures of every latent of every dictionary of the runs that have been measured: one row a latent.
 
     Raises:
-        InputError: a table is damaged, or was made from another cache than the present one.
+        InputError: a table is damaged, or was made from another cache than the present one, or two runs are the same
+            draw of the same variant.
     """
     frames = [frame for run in runs for frame in _read_run(run)]
+    owner: dict[tuple[Any, ...], str] = {}
+    for frame in frames:
+        # Latents that are counted twice would make every interval too narrow.
+        draw, run = tuple(frame[DRAW].iloc[0]), str(frame["run"].iloc[0])
+        if draw in owner:
+            pair = f"{owner[draw]} and {run}"
+            raise InputError(f"{pair} hold the same draw of variant {frame['variant'].iloc[0]}; name only one of them")
+        owner[draw] = run
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -45,8 +57,8 @@ def _read_run(run: Path) -> list[pd.DataFrame]:
         if manifest.parents["latents"] != cache.fingerprint:
             raise InputError(f"{folder} measures another cache than the present one; {mend}")
         try:
-            frame = pd.read_parquet(folder / MEASURES_FILE)
-        except (OSError, ValueError) as error:
+            frame = _read_table(folder / MEASURES_FILE, manifest.counts["latents"])
+        except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{folder / MEASURES_FILE} is damaged ({error}); {mend}") from None
         made = cache.config
         subject = Subject.of(held)
@@ -64,6 +76,16 @@ def _read_run(run: Path) -> list[pd.DataFrame]:
         frame.loc[~frame["eligible"], [m.column for m in MEASURES if m.column in frame]] = float("nan")
         frames.append(frame.assign(**about, run=str(run), cached=folder.name))
     return frames
+
+
+def _read_table(path: Path, n_latents: int) -> pd.DataFrame:
+    frame = pd.read_parquet(path)
+    kinds = NEEDED | {measure.column: "number" for measure in MEASURES if measure.column in frame}
+    if wrong := [name for name, kind in kinds.items() if frame[[name]].select_dtypes(kind).empty]:
+        raise ValueError(f"no numbers under {', '.join(wrong)}")
+    if frame["latent"].tolist() != list(range(n_latents)):
+        raise ValueError(f"expected a row for each of {n_latents} latents, found {len(frame)} rows")
+    return frame
 
 
 def _with_draws(frame: pd.DataFrame) -> pd.DataFrame:
@@ -128,12 +150,14 @@ class Measured:
         return [*title, *table(header, rows), "", *(f"- {note}" for note in self._mean_notes())]
 
     def _mean_notes(self) -> list[str]:
-        seeds = self.frame.groupby("variant")["seed"].nunique().max()
+        seeds = self.frame.groupby(["dictionary", "variant"])["seed"].nunique()
+        most, least = int(seeds.max()), int(seeds.min())
         over = (
-            f"intervals over {seeds} seeds (t over their means)"
-            if seeds > 1
+            f"intervals over {most if most == least else f'up to {most}'} seeds (t over their means)"
+            if most > 1
             else "intervals over latents only; one draw of each network and dictionary"
         )
+        over += "; with one seed over latents only" if least == 1 < most else ""
         return [
             f"Mean over latents that fire often enough in both splits, {over}. {ONE_NETWORK}",
             "Predictors are fitted on the explain split and met by the score split. Context gain: what the left "

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from autointerp.artifacts import SCORES, explanation_folders
+from autointerp.config import OFFLINE
 from autointerp.metrics import METRICS, token_concentration
 from autointerp.sources import Source, read_source
 from sae.artifacts import complete_folders, dictionary_folder, read_json, read_manifest
@@ -57,6 +58,8 @@ def variant_label(held: dict[str, Any]) -> str:
     scale, block = held.get("control_scale"), held.get("variant_block")
     more = scale if held["variant"] == "control" and scale not in (None, "unit") else None
     more = f"block {block}" if block is not None else more
+    if held["variant"] not in VARIANTS:
+        raise InputError(f"run.json names no variant {held['variant']!r}; there are {', '.join(VARIANTS)}; mend it")
     return str(held["variant"]) + (f" ({more})" if more else "")
 
 
@@ -157,13 +160,13 @@ def _read_one(run: Path, held: dict[str, Any], folder: Path, source: Source, dic
     make = f"remove {folder} and make them again with {again}"
     manifest = read_manifest(folder, "scores", make)
     config, made = manifest.config, dictionary.config
+    if not isinstance(config, dict) or not {"judge", "scorer", "graded"} <= config.keys():
+        raise InputError(f"{folder / 'manifest.json'} is damaged (config says not who judged and how); {make}")
     if manifest.parents != source.parents:
-        raise InputError(
-            f"{folder} was made from other explanations than {source.folder} holds now; {again} --overwrite"
-        )
+        mend = again + " --overwrite" + _flags(config)
+        raise InputError(f"{folder} was made from other explanations than {source.folder} holds now; {mend}")
     try:
-        table = pd.read_csv(folder / SCORES)
-        table = table[["latent", "status"]].join(table[["n", "n_failed", "density", *METRICS]].apply(pd.to_numeric))
+        table = read_table(folder / SCORES, len(source.explanations))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder / SCORES} is damaged ({error}); {make}") from None
     question = (hookpoint_label(made, config["dictionary"]), made.get("k"), made.get("n_latents"))
@@ -185,12 +188,35 @@ def _read_one(run: Path, held: dict[str, Any], folder: Path, source: Source, dic
     )
 
 
+def read_table(path: Path, n_latents: int) -> pd.DataFrame:
+    """What is compared of scores.csv: one row a latent.
+
+    Raises:
+        ValueError: a row is missing, comes twice, or holds no number where there must be one.
+    """
+    table = pd.read_csv(path)
+    table = table[["status"]].join(table[["latent", "n", "n_failed", "density", *METRICS]].apply(pd.to_numeric))
+    if len(table) != n_latents or table["latent"].duplicated().any():
+        raise ValueError(f"expected a row for each of {n_latents} latents, found {table['latent'].nunique()} latents")
+    if not table[["latent", "n", "n_failed"]].ge(0).all(axis=None) or not table["density"].between(0, 1).all():
+        raise ValueError("expected a latent, counts and a density from 0 to 1 in every row")
+    return table
+
+
+def _flags(config: dict[str, Any]) -> str:
+    """What `autointerp.score` must be told besides, to make such scores again."""
+    judge = "" if config["judge"] == OFFLINE else f" --client openai --model {config['judge']}"
+    return judge + (f" --nulls {config['null']}" if config.get("null") else "")
+
+
 def _read_dictionary(run: Path, name: str, source: Source) -> Dictionary:
     """The dictionary that a cache is of; one that was trained elsewhere has neither metrics nor settings in the run."""
     folder, raw, training = dictionary_folder(run, name), {}, None
     if (folder / "manifest.json").exists():
         mend = f"remove {folder} and make it again with python -m sae.train --run {run}"
         raw = read_json(folder / "metrics.json", mend)
+        if not isinstance(raw, dict):
+            raise InputError(f"{folder / 'metrics.json'} is damaged (no names and numbers); {mend}")
         training = read_manifest(folder, "sae", mend).config.get("training")
     metrics = {key: float(value) for key, value in raw.items() if isinstance(value, (int, float))}
     shares = token_concentration(source.cache)

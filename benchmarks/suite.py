@@ -13,11 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
+from autointerp.clients import make_client
+from autointerp.config import ClientConfig
+from autointerp.explainers import make_explainer
+from autointerp.nulls import NULLS
+from autointerp.prompting import Prompts
+from autointerp.scorers import SCORERS
+from sae.cli import parse
 from sae.config import VARIANTS
 from sae.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = logging.getLogger(__name__)
+BLOCK = "rerandomised-block"
+"""The variant that needs to be told which block."""
 STAGES = {
     "train": "sae.train",
     "cache": "sae.cache",
@@ -74,12 +83,40 @@ class Suite:
         if unknown := sorted(raw.keys() - known.keys()):
             raise InputError(f"{path}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}")
         needed = [name for name, field in known.items() if field.default is dataclasses.MISSING]
-        if missing := [name for name in needed if not raw.get(name)]:
+        if missing := [name for name in (*needed, "seeds") if not raw.get(name, () if name in needed else (0,))]:
             raise InputError(f"{path}: {', '.join(missing)} is missing or empty; add it")
         suite = cls(**{name: _typed(path, name, value) for name, value in raw.items()})
         if wrong := [variant for variant in suite.variants if variant.split(":")[0] not in VARIANTS]:
             raise InputError(f"{path}: no variant {wrong[0]!r}; there are {', '.join(VARIANTS)}")
+        suite.check(path)
         return suite
+
+    def check(self, path: Path) -> None:
+        """Refuse what the last stages would refuse, before the first ones have taken their hours.
+
+        Raises:
+            InputError: a name that explain or score does not know, something twice, or a number below its least.
+        """
+        for name, known in {"scorers": tuple(SCORERS), "nulls": NULLS}.items():
+            for one in getattr(self, name):
+                if one not in known:
+                    raise InputError(f"{path}: no {name.removesuffix('s')} {one!r}; there are {', '.join(known)}")
+        for variant, colon, block in (variant.partition(":") for variant in self.variants):
+            if bool(colon) != (variant == BLOCK) or (colon and not block.isdecimal()):
+                raise InputError(f"{path}: variant {variant}{colon}{block}; a block goes with {BLOCK} alone: {BLOCK}:1")
+        for name in ("variants", "layers", "seeds", "scorers", "nulls"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(f"{path}: {name} has something twice; name each once")
+        least = dict.fromkeys(("train_tokens", "cache_tokens", "context_length", "k", "expansion", "n_latents"), 1)
+        for name, minimum in (least | {"seeds": 0, "layers": 0}).items():
+            found = getattr(self, name)
+            for one in found if isinstance(found, tuple) else (found,):
+                if one is not None and one < minimum:
+                    raise InputError(f"{path}: {name} must be at least {minimum}, found {one}")
+        client = {"client": self.client, "model": self.model, "base-url": self.base_url}
+        config = parse(ClientConfig, list(_spelled(client)), str(path))
+        make_client(config)
+        make_explainer(self.explainer, config.client, Prompts())
 
 
 def _typed(path: Path, name: str, value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from chat_server import ChatServer
@@ -94,6 +95,16 @@ def test_json_that_is_no_chat_completion_is_an_error(sent: object) -> None:
     assert found.error and "no chat completion" in found.error
 
 
+def test_half_a_character_pair_in_an_error_does_not_reach_a_file() -> None:
+    class Cut(ChatServer):
+        def respond(self, body: dict[str, Any]) -> tuple[int, Any]:
+            return 400, {"error": {"message": "too long: \ud83d"}}
+
+    with Cut() as server:
+        error = answer(client_of(server)).error
+    assert error is not None and "too long: ?" in error.encode().decode()
+
+
 def test_a_busy_server_is_asked_again() -> None:
     with ChatServer("busy") as server:
         assert answer(client_of(server, retries=2)).text == "[1, 0]"
@@ -138,6 +149,14 @@ def test_the_key_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("OPENAI_API_KEY", SECRET)
         answer(make_client(replace(config, base_url=server.url)))
     assert server.keys == {"Bearer none", f"Bearer {SECRET}"}
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\nmore", f"{SECRET}\x1b", f"{SECRET}ä"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_quoted(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match="set it again") as error:
+        make_client(ClientConfig("openai", model="m", base_url="http://127.0.0.1:9/v1"))
+    assert SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,25 @@ def test_other_subjects_and_judges_get_a_table_of_their_own(runs: Path, tmp_path
     assert "hedges_g" not in set(table.quantity)
 
 
+def edit_scores(run: Path, **fields: Any) -> None:
+    """Change the first row of a table of scores."""
+    path = run / SCORES / "fuzzing@offline" / "scores.csv"
+    table = pd.read_csv(path).astype(object)
+    for name, value in fields.items():
+        table.loc[0, name] = value
+    table.to_csv(path, index=False)
+
+
+def edit_manifest(run: Path, config: dict[str, Any]) -> None:
+    path = run / SCORES / "fuzzing@offline" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
+
+
+def edit_variant(run: Path, variant: str) -> None:
+    path = run / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "variant": variant}))
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -214,6 +233,13 @@ def test_other_subjects_and_judges_get_a_table_of_their_own(runs: Path, tmp_path
         (lambda run: (run / SCORES / "fuzzing@offline" / "scores.csv").write_text("a,b\n1,2\n"), "is damaged"),
         (lambda run: (run / SCORES / "fuzzing@offline" / "scores.csv").unlink(), "is damaged"),
         (lambda run: shutil.rmtree(run / "latents"), "python -m sae.cache"),
+        (lambda run: edit_scores(run, density=-1.0), "density from 0 to 1 in every row"),
+        (lambda run: edit_scores(run, density=None), "density from 0 to 1 in every row"),
+        (lambda run: edit_scores(run, latent="zero"), "is damaged"),
+        (lambda run: edit_scores(run, latent=1), "for each of 5 latents, found 4 latents"),
+        (lambda run: edit_manifest(run, {}), "manifest.json is damaged"),
+        (lambda run: (run / "sae" / DICTIONARY / "metrics.json").write_text("[1]"), "metrics.json is damaged"),
+        (lambda run: edit_variant(run, "untrained"), "no variant 'untrained'"),
     ],
 )
 def test_a_run_that_cannot_be_compared_is_one_line(
@@ -241,6 +267,8 @@ def test_the_same_draw_twice_is_refused(runs: Path, tmp_path: Path) -> None:
         (["run", "--suite", "s.toml", "--out", "x"], "name either"),
         (["--suite", "no-such.toml", "--out", "x"], "cannot be read"),
         (["run", "--out", "x", "--colour"], "colour"),
+        (["run", "--out", "x", "--power", "1e-300"], "--power must be from 1e-06"),
+        (["run", "--out", "x", "--power", "inf"], "--power must be from 1e-06"),
     ],
 )
 def test_flags_that_do_not_fit_are_one_line(argv: list[str], message: str) -> None:

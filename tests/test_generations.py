@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planted import DICTIONARY, write_planted_run
@@ -87,6 +88,14 @@ def test_what_has_changed_since_is_refused_in_one_line_with_the_command_that_men
         assert run_stage(stage, argv) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and mend.format(run=run) in error
+
+
+def test_the_command_that_is_named_makes_nulls_again_too(run: Path, tmp_path: Path, capsys: Any) -> None:
+    score(["--run", str(run), "--nulls", "shuffled"])
+    explain_again(run)
+    score(["--run", str(run), "--overwrite"])
+    assert run_stage(compare, [str(run), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("--overwrite --nulls shuffled")
 
 
 def test_the_commands_that_are_named_do_mend_it(run: Path, tmp_path: Path) -> None:

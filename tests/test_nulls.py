@@ -108,6 +108,11 @@ def test_the_oracle_is_right_and_always_yes_and_no_are_chance(run: Path, scorer:
         assert found["always-no"]["correlation"] == ""
 
 
+def test_no_rule_is_said_to_give_hard_answers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score(["--run", str(run), "--nulls", *NULLS])
+    assert "hard answers" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_the_heaviest_token_finds_a_token_latent_and_its_sentence_no_other_one(run: Path, scorer: str) -> None:
     assert ExampleSampler(planted_cache(run), ExamplesConfig()).heaviest_token(TOKEN) == THE_TOKEN

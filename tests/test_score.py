@@ -221,6 +221,21 @@ def test_an_edited_sentence_is_what_is_scored(
         assert any('Description: "My own words."' in body["messages"][-1]["content"] for body in server.bodies)
 
 
+def test_only_questions_about_an_edited_sentence_are_asked_again(run: Path) -> None:
+    only = ("--scorers", "detection", "--overwrite")
+    with ChatServer() as server:
+        run_stage(score, flags(run, server, *only))
+        edit(run, lambda row: {**row, "text": "My own words."} if row["latent"] == TOKEN else row)
+        server.bodies.clear()
+        assert run_stage(score, flags(run, server, *only)) == 0
+        assert all("My own words." in body["messages"][-1]["content"] for body in server.bodies)
+        assert len(server.bodies) == 20
+        kept = (scores_of(run, "detection") / "judgements.jsonl").read_bytes()
+        shutil.rmtree(run / "scores")
+        run_stage(score, flags(run, server, *only))
+    assert kept == (scores_of(run, "detection") / "judgements.jsonl").read_bytes()
+
+
 def test_a_sentence_typed_in_for_a_latent_that_had_none_is_scored_if_it_can_be(run: Path) -> None:
     rows = {"latent": BIGRAM, "text": "Mine."}, {"latent": RARE, "text": "Mine."}, {"latent": DEAD, "text": "Mine."}
     (explanations_of(run) / "explanations.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
@@ -246,6 +261,8 @@ def test_a_sentence_typed_in_for_a_latent_that_had_none_is_scored_if_it_can_be(r
         ('{"latent": true, "text": "x"}', "whole number"),
         ('{"latent": 0, "text": "x", "status": "fine"}', "status must be one of"),
         ('{"latent": 0, "text": "x"}\n{"latent": 0, "text": "y"}', "line 2: latent 0 comes twice"),
+        ('{"latent": 0, "text": "x", "reason": "\\ud800"}', "reason holds half of a character pair"),
+        ("[" * 100_000, "line 1: maximum recursion depth"),
     ],
 )
 def test_a_line_that_is_no_explanation_is_named(

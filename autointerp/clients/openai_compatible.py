@@ -46,6 +46,9 @@ class OpenAIClient:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not key and not base_url:
             raise InputError("no key for OpenAI: set OPENAI_API_KEY, or name a server of your own by --base-url")
+        # The library would quote such a key, line break and all, in the error of every request.
+        if not (key.isascii() and key.isprintable()):
+            raise InputError("OPENAI_API_KEY has a line break or a letter beyond ASCII, as no key has; set it again")
         # A server of one's own often wants no key, but the library insists on one.
         return cls(config.model, base_url, key or "none", config.max_retries, config.timeout)
 
@@ -112,7 +115,7 @@ class OpenAIClient:
         if kind == "unreachable":
             cause = str(error.__cause__ or "") or type(error.__cause__ or error).__name__
             reason = f"no connection to {self.base_url or OWN_ADDRESS} ({cause})"
-        return Completion("", self.model, kind, error=self._without_key(reason))
+        return Completion("", self.model, kind, error=self._without_key(_encodable(reason)))
 
     def _without_key(self, text: str) -> str:
         # Some servers quote the key that they refuse.
@@ -124,9 +127,13 @@ def without_thoughts(text: str) -> str:
 
     Some chat templates open the block in the prompt, so that the answer has only its end.
     """
-    # Half of a character pair, which some servers send where an answer is cut off, could not be written to a file.
-    text = text.encode("utf-8", "replace").decode()
+    text = _encodable(text)
     if not text.lstrip().startswith("<think>") and "</think>" not in text:
         return text
     _, end, answer = text.rpartition("</think>")
     return answer.lstrip() if end else ""
+
+
+def _encodable(text: str) -> str:
+    """Half of a character pair, which some servers send where an answer is cut off, could not be written to a file."""
+    return text.encode("utf-8", "replace").decode()
