@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sae.activations import SUBJECT_BATCH_TOKENS, stream, without_token_means
 from sae.artifacts import (
     ArtifactWriter,
+    check_contents,
     complete_folders,
     completed,
     dictionary_folder,
@@ -137,7 +138,10 @@ def _dictionaries(config: CacheConfig) -> list[Dictionary]:
         raise InputError(f"{config.run} has no dictionary; train one with python -m sae.train --run {config.run} ...")
     found = []
     for folder in folders:
-        manifest = read_manifest(folder, "sae", "train it again with python -m sae.train --overwrite")
+        mend = f"remove it and train it again with python -m sae.train --run {config.run} ..."
+        manifest = read_manifest(folder, "sae", mend)
+        # First: a damaged dictionary counts as complete, so training it again would do nothing while it is there.
+        check_contents(folder, manifest, mend)
         model, facts = load_dictionary(folder)
         means = load_token_means(folder, facts)
         found.append(Dictionary(folder.name, int(facts["layer"]), model, means, facts, manifest.fingerprint))

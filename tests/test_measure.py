@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,3 +246,15 @@ def test_a_killed_stage_leaves_nothing_half_and_is_made_again(run: Path, tmp_pat
     main(["--run", str(again)])
     assert (folder / MEASURES).read_bytes() == (measures_folder(run, DICTIONARY) / MEASURES).read_bytes()
     assert not list(folder.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["entries.safetensors", "tokens.safetensors"])
+def test_a_cache_whose_numbers_have_changed_is_refused(run: Path, name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("measures"))
+    path = copy / "latents" / DICTIONARY / name
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 64
+    path.write_bytes(contents)
+    with pytest.raises(InputError, match=rf"{DICTIONARY} is damaged .*make it again with python -m sae\.cache"):
+        main(["--run", str(copy)])
