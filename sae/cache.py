@@ -31,7 +31,7 @@ from sae.artifacts import (
 )
 from sae.checkpoint import load_dictionary, load_token_means
 from sae.cli import parse, run_stage
-from sae.config import CacheConfig, CorpusConfig, SubjectConfig
+from sae.config import VARIANTS, CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.errors import InputError
@@ -46,6 +46,7 @@ from sae.weights import subject_digest, subject_identity
 log = logging.getLogger(__name__)
 N_NEIGHBOURS = 10
 NEIGHBOUR_ROWS = 4096
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def _resolve(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
     if not (known or (subject.subject and args.corpus.corpus and args.cache.dictionary)):
         read_run(run)
     held = read_run(run) if known else plain(CorpusConfig())
+    if known:
+        _check_held(run, held)
     if not subject.subject:
         for field_ in fields(SubjectConfig):
             if field_.name not in ("subject", "device") and getattr(subject, field_.name) != field_.default:
@@ -128,6 +131,19 @@ def _resolve(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
         flag = "--hookpoint" if args.cache.hookpoint else "--name"
         raise InputError(f"{flag} goes with --dictionary; the run's own dictionaries know theirs")
     return subject, corpus
+
+
+def _check_held(run: Path, held: dict[str, Any]) -> None:
+    """Raise `InputError` unless `run.json` holds a value of the right kind wherever flags may leave one out."""
+    number, text = (int,), (str,)
+    kinds = {"subject": text, "corpus": text, "text_column": text, "context_length": number, "variant_seed": number}
+    kinds |= {name: (*kind, type(None)) for name, kind in (("revision", text), ("variant_block", number))}
+    choices = {"variant": VARIANTS, "dtype": DTYPES, "control_scale": ("unit", "matched", None)}
+    wrong = [name for name, kind in kinds.items() if name not in held or not isinstance(held[name], kind)]
+    wrong += [name for name, allowed in choices.items() if name not in held or held[name] not in allowed]
+    if wrong:
+        found = f"{wrong[0]} is {held[wrong[0]]!r}" if wrong[0] in held else f"{wrong[0]} is missing"
+        raise InputError(f"{run / 'run.json'} is damaged ({found}); mend it, or use another --run")
 
 
 def _dictionaries(config: CacheConfig) -> list[Dictionary]:

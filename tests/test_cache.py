@@ -180,3 +180,14 @@ def test_a_dictionary_whose_files_have_changed_is_refused_before_it_is_cached(
     with pytest.raises(InputError, match=r"layers\.0\.k4\.x2 is damaged .*remove it and train it again"):
         main(_flags(copy, corpus_file))
     assert not (copy / "latents").exists()
+
+
+@pytest.mark.parametrize("change", [{"variant": "bogus"}, {"subject": 5}, {"context_length": "x"}, {"dtype": 7}, None])
+def test_a_run_that_does_not_say_what_it_holds_is_one_line(
+    change: dict[str, object] | None, run: Path, tmp_path: Path
+) -> None:
+    held = json.loads((run / "run.json").read_text())
+    held = {**held, **change} if change else {name: held[name] for name in ("subject", "variant", "corpus")}
+    (tmp_path / "run.json").write_text(json.dumps(held))
+    with pytest.raises(InputError, match=r"run\.json is damaged \(\w+ is .*; mend it"):
+        main(["--run", str(tmp_path), "--tokens", "3000"])
