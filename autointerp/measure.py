@@ -28,7 +28,7 @@ from autointerp.ngrams import DEPTH, Ngrams, ngrams_of
 from autointerp.pieces import read_tokenizer
 from autointerp.predictors import DEPTHS, SHRINKAGE, Firings, TokenLookup, firings_of, predictions
 from autointerp.ranking import conditional_auroc, group_metrics
-from sae.artifacts import Manifest, completed, writing
+from sae.artifacts import Manifest, check_contents, completed, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.latents import LatentCache
@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for (folder, settings, cache), manifest in zip(jobs, done, strict=True):
         if manifest is not None:
             LOG.info("%s is complete", folder)
+        else:
+            mend = f"remove it and make it again with python -m sae.cache --run {config.run} ..."
+            check_contents(cache.folder, cache.manifest, mend)
         print(result_line(folder, manifest or measure_dictionary(folder, settings, cache, config)), flush=True)
 
 

@@ -140,9 +140,10 @@ def _tokens(lookup: TokenLookup, firings: Firings, shrinkage: float) -> tuple[_L
     probability = (count + shrinkage * density) / (n + shrinkage)
     activation = (explain.mass(len(tokens)) + shrinkage * mean) / (n + shrinkage)
     leaf = _leaf(tokens, probability, activation, ngrams.n_score[0][tokens], score)
-    weight = shrinkage / (lookup.occurrences + shrinkage)
-    blank = np.zeros(len(weight))
-    silent = Groups(blank - 1, weight * density, weight * mean, lookup.others(tokens), blank, blank)
+    # In the same order of operations as above: a tie that rounding breaks would be broken by the score split's labels.
+    never, nothing = ((shrinkage * value) / (lookup.occurrences + shrinkage) for value in (density, mean))
+    blank = np.zeros(len(never))
+    silent = Groups(blank - 1, never, nothing, lookup.others(tokens), blank, blank)
     return _Level(count, n, leaf), explain, score, silent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,8 @@ from autointerp.examples import ExampleSampler
 from autointerp.judging import Question
 from autointerp.nulls import RULES, SHUFFLED, other_of_like_density
 from autointerp.records import Completion, Explanation, Judgement, Sampling, Scorer, Trial
-from sae.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 
 class Judging:
@@ -31,9 +33,6 @@ class Judging:
             sampler: which windows are shown.
             explanations: one a latent, with or without text.
             null: name of a null, empty for the real score.
-
-        Raises:
-            InputError: sentences are to be shuffled, and there is only one.
         """
         self.scorer = scorer
         self.null = null
@@ -42,9 +41,9 @@ class Judging:
         self.failed: Counter[str] = Counter()
         self.n_skipped: Counter[int] = Counter()
         self._explained = [explanation for explanation in explanations if explanation.status == "ok"]
+        self._ineligible: dict[int, tuple[str, str]] = {}
         self._sentences = self._dealt() if null == SHUFFLED else {e.latent: e.text or "" for e in self._explained}
         self._n_trials: dict[int, int] = {}
-        self._ineligible: dict[int, tuple[str, str]] = {}
 
     def total(self, journal: Journal) -> int:
         """About how many requests are to be sent: as many for every latent as for the first."""
@@ -95,7 +94,9 @@ class Judging:
         """Each explained latent with the sentence of another one of like density."""
         latents = [explanation.latent for explanation in self._explained]
         if len(latents) < 2:
-            raise InputError(f"--nulls shuffled needs two explained latents, found {len(latents)}; explain more")
+            LOG.warning("no sentences can be shuffled: %d latents are explained, two are needed", len(latents))
+            self._ineligible = dict.fromkeys(latents, ("error", "no other latent has a sentence"))
+            return {}
         rng = np.random.default_rng([self.seed, zlib.crc32(SHUFFLED.encode())])
         others = other_of_like_density([self.sampler.density(latent) for latent in latents], rng)
         return {latent: self._explained[i].text or "" for latent, i in zip(latents, others, strict=True)}
@@ -105,6 +106,7 @@ class Judging:
         status, reason = self.sampler.eligible(latent)
         if status != "ok":
             self._ineligible[latent] = (status, reason)
+        if status != "ok" or latent not in self._sentences:
             return []
         examples = self.sampler.examples(latent)
         rng = np.random.default_rng([self.seed, latent, zlib.crc32(self.scorer.name.encode())])

@@ -152,6 +152,19 @@ def read_manifest(folder: Path, kind: str, mend: str) -> Manifest:
     return Manifest(**{name: raw[name] for name in fields})
 
 
+def check_contents(folder: Path, manifest: Manifest, mend: str) -> None:
+    """Raise `InputError` unless the files of an artifact are those that its manifest was written for."""
+    if _fingerprint(folder, manifest.kind, manifest.config, manifest.parents) != manifest.fingerprint:
+        raise InputError(f"{folder} is damaged (its files are not those that its manifest was written for); {mend}")
+
+
+def _fingerprint(folder: Path, kind: str, config: dict[str, Any], parents: dict[str, str]) -> str:
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    # Wall-clock times must not change a fingerprint: logs carry them, results do not.
+    contents = {p.name: file_digest(p) for p in files if p.name[0] != "." and p.name not in ("manifest.json", LOG)}
+    return digest([kind, SCHEMA, config, parents, contents])
+
+
 @dataclass
 class ArtifactWriter:
     """An artifact under construction in `<folder>.partial`."""
@@ -169,10 +182,7 @@ class ArtifactWriter:
 
     def finish(self, counts: dict[str, Any], timings: dict[str, float] | None = None) -> Manifest:
         """Write the manifest and put the artifact in its place."""
-        files = sorted(p for p in self.partial.iterdir() if p.is_file())
-        # Wall-clock times must not change a fingerprint: logs carry them, results do not.
-        contents = {p.name: file_digest(p) for p in files if p.name[0] != "." and p.name not in ("manifest.json", LOG)}
-        fingerprint = digest([self.kind, SCHEMA, self.config, self.parents, contents])
+        fingerprint = _fingerprint(self.partial, self.kind, self.config, self.parents)
         spent = {"total_seconds": round(time.time() - self.started, 3), **(timings or {})}
         manifest = Manifest(self.kind, self.config, self.parents, counts, spent, fingerprint, package_versions())
         write_json(self.partial / "manifest.json", manifest)
@@ -205,10 +215,20 @@ def completed(folder: Path, kind: str, config: Any, parents: dict[str, str], ove
         raise InputError(f"{folder} was made from artifacts that have changed since; pass --overwrite to make it again")
     wanted = plain(config)
     if manifest.config != wanted:
-        changed = sorted(k for k in wanted.keys() | manifest.config.keys() if wanted.get(k) != manifest.config.get(k))
-        shown = ", ".join(f"{k}={manifest.config.get(k)!r} there, {wanted.get(k)!r} asked" for k in changed[:3])
+        there, asked = _flat(manifest.config), _flat(wanted)
+        changed = sorted(k for k in there.keys() | asked.keys() if there.get(k) != asked.get(k))
+        shown = ", ".join(f"{k}={there.get(k)!r} there, {asked.get(k)!r} asked" for k in changed[:3])
         raise InputError(f"{folder} was made with other settings ({shown}); use another --run or pass --overwrite")
     return manifest
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name, so that a message shows the one that differs and not the group it is in."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return flat
 
 
 def _same_request(folder: Path, kind: str, config: Any, parents: dict[str, str]) -> bool:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sae.activations import SUBJECT_BATCH_TOKENS, stream, without_token_means
 from sae.artifacts import (
     ArtifactWriter,
+    check_contents,
     complete_folders,
     completed,
     dictionary_folder,
@@ -30,7 +31,7 @@ from sae.artifacts import (
 )
 from sae.checkpoint import load_dictionary, load_token_means
 from sae.cli import parse, run_stage
-from sae.config import CacheConfig, CorpusConfig, SubjectConfig
+from sae.config import VARIANTS, CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.errors import InputError
@@ -45,6 +46,7 @@ from sae.weights import subject_digest, subject_identity
 log = logging.getLogger(__name__)
 N_NEIGHBOURS = 10
 NEIGHBOUR_ROWS = 4096
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def _resolve(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
     if not (known or (subject.subject and args.corpus.corpus and args.cache.dictionary)):
         read_run(run)
     held = read_run(run) if known else plain(CorpusConfig())
+    if known:
+        _check_held(run, held)
     if not subject.subject:
         for field_ in fields(SubjectConfig):
             if field_.name not in ("subject", "device") and getattr(subject, field_.name) != field_.default:
@@ -129,6 +133,19 @@ def _resolve(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
     return subject, corpus
 
 
+def _check_held(run: Path, held: dict[str, Any]) -> None:
+    """Raise `InputError` unless `run.json` holds a value of the right kind wherever flags may leave one out."""
+    number, text = (int,), (str,)
+    kinds = {"subject": text, "corpus": text, "text_column": text, "context_length": number, "variant_seed": number}
+    kinds |= {name: (*kind, type(None)) for name, kind in (("revision", text), ("variant_block", number))}
+    choices = {"variant": VARIANTS, "dtype": DTYPES, "control_scale": ("unit", "matched", None)}
+    wrong = [name for name, kind in kinds.items() if name not in held or not isinstance(held[name], kind)]
+    wrong += [name for name, allowed in choices.items() if name not in held or held[name] not in allowed]
+    if wrong:
+        found = f"{wrong[0]} is {held[wrong[0]]!r}" if wrong[0] in held else f"{wrong[0]} is missing"
+        raise InputError(f"{run / 'run.json'} is damaged ({found}); mend it, or use another --run")
+
+
 def _dictionaries(config: CacheConfig) -> list[Dictionary]:
     if config.dictionary is not None:
         return [_foreign(config, Path(config.dictionary).expanduser())]
@@ -137,7 +154,10 @@ def _dictionaries(config: CacheConfig) -> list[Dictionary]:
         raise InputError(f"{config.run} has no dictionary; train one with python -m sae.train --run {config.run} ...")
     found = []
     for folder in folders:
-        manifest = read_manifest(folder, "sae", "train it again with python -m sae.train --overwrite")
+        mend = f"remove it and train it again with python -m sae.train --run {config.run} ..."
+        manifest = read_manifest(folder, "sae", mend)
+        # First: a damaged dictionary counts as complete, so training it again would do nothing while it is there.
+        check_contents(folder, manifest, mend)
         model, facts = load_dictionary(folder)
         means = load_token_means(folder, facts)
         found.append(Dictionary(folder.name, int(facts["layer"]), model, means, facts, manifest.fingerprint))

@@ -16,6 +16,7 @@ import tyro
 from sae.errors import InputError
 
 Config = TypeVar("Config")
+OUT_OF_MEMORY = "can't allocate memory|out of memory|Storage size calculation overflowed"
 
 
 def parse(config: Callable[..., Config], argv: Sequence[str] | None, program: str) -> Config:
@@ -28,6 +29,10 @@ def parse(config: Callable[..., Config], argv: Sequence[str] | None, program: st
         SystemExit: after printing the help that was asked for.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if "" in args:
+        # As a path it would mean the current folder.
+        flag = args[max(args.index("") - 1, 0)] or "the command line"
+        raise InputError(f"{flag} holds an empty value; give one, or leave the flag out (see {program} --help)")
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -64,6 +69,13 @@ def run_stage(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str]
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has no type of its own for a CPU without memory.
+        reason = (str(error).splitlines() or [""])[0][:200]
+        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, reason):
+            raise
+        print(f"error: not enough memory ({reason}); ask for smaller sizes or use a larger machine", file=sys.stderr)
+        return 2
     except OSError as error:
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         print(f"error: {what}; what is complete is kept, mend it and run the same command again", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -127,8 +128,8 @@ class TrainConfig:
             raise InputError("--layers names no layer; give block numbers counted from zero, e.g. --layers 1 3")
         if len(set(self.layers)) < len(self.layers):
             raise InputError(f"--layers names a layer twice: {' '.join(map(str, self.layers))}")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise InputError(f"--learning-rate must be positive, got {self.learning_rate}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputError(f"--learning-rate must be positive and finite, got {self.learning_rate}")
         for name in ("warmup", "decay", "dead_after"):
             share = getattr(self, name)
             if not 0 <= share <= 1:

@@ -198,7 +198,9 @@ class _StoreFiles:
     def extent(self) -> _Extent:
         try:
             extent = _Extent(**json.loads((self.folder / "extent.json").read_text()))
-            whole = all((self.folder / name).stat().st_size >= size for name, size in self._sizes(extent).items())
+            sane = all(isinstance(value, int) and 0 <= value < 2**62 for value in asdict(extent).values())
+            sizes = self._sizes(extent).items()
+            whole = sane and all((self.folder / name).stat().st_size >= size for name, size in sizes)
         except (OSError, ValueError, TypeError):
             whole = False
         # What is damaged is made again from the beginning: it is a cache.

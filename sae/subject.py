@@ -126,8 +126,11 @@ def load_subject(config: SubjectConfig) -> Subject:
     dtype = find_dtype(config.dtype, device)
     try:
         architecture = AutoConfig.from_pretrained(source, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except LOAD_ERRORS as error:
+        raise cannot_load(config.subject, error) from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception as error:  # the tokenizers library raises no narrower type
         raise cannot_load(config.subject, error) from None
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(f"{config.subject} has no fast tokenizer (tokenizer.json); convert it with transformers first")

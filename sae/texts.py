@@ -15,6 +15,8 @@ from sae.errors import InputError
 
 Rows = Callable[[], Iterator[tuple[str, str]]]
 EXTENSIONS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""What JSON can escape and UTF-8 cannot hold."""
 
 
 def is_file_name(name: str) -> bool:
@@ -89,8 +91,10 @@ def _json_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: expected a JSON object, found no JSON ({error.msg}); mend the line") from error
+        except (ValueError, RecursionError) as error:
+            # Not every refusal is a JSONDecodeError: a number may have too many digits, brackets may go too deep.
+            reason = getattr(error, "msg", str(error))
+            raise InputError(f"{where}: expected a JSON object, found no JSON ({reason}); mend the line") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected a JSON object, found a {type(row).__name__}; mend the line")
         yield f"line:{number}", _text(row, column, where)
@@ -110,6 +114,10 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
             f"{where}: expected a string in column {column}, found {type(text).__name__}: give the column of the text "
             "with --text-column, or drop such rows"
         )
+    if HALF_PAIR.search(text):
+        raise InputError(
+            f"{where}: expected Unicode text in column {column}, found half of a surrogate pair; mend or drop such rows"
+        )
     return text
 
 
@@ -125,8 +133,8 @@ def _parquet_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
                 for text in batch.column(0).to_pylist():
                     number += 1
                     yield f"row:{number}", _text({column: text}, column, f"{path}, row {number}")
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a parquet file ({_first_line(error)}): write it again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a whole parquet file ({_first_line(error)}): write it again") from error
 
 
 def open_dataset(name: str, column: str) -> tuple[str, Rows]:

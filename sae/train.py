@@ -143,9 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             writers = [stack.enter_context(writing(folders[n], "sae", configs[n], parents)) for n in todo]
             _train_layers(args, subject, corpus, dict(zip(todo, writers, strict=True)))
     for layer, folder in folders.items():
-        metrics = read_json(folder / "metrics.json", f"remove {folder} and run the same command again")
-        note = "" if layer in todo else " (complete already)"
-        print(f"{folder}: {_summary(metrics)}{note}")
+        mend = f"remove {folder} and run the same command again"
+        try:
+            summary = _summary(read_json(folder / "metrics.json", mend))
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{folder / 'metrics.json'} lacks the metrics of a dictionary; {mend}") from None
+        print(f"{folder}: {summary}{'' if layer in todo else ' (complete already)'}")
 
 
 def _summary(metrics: dict[str, Any]) -> str:

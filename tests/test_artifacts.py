@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sae.artifacts import complete_folders, completed, natural_key, read_manifest, writing
+from sae.artifacts import check_contents, complete_folders, completed, natural_key, read_manifest, writing
 from sae.errors import InputError
 from sae.runs import claim_run, read_run
 
@@ -56,6 +56,26 @@ def test_completed_tells_same_from_other_settings(tmp_path: Path) -> None:
         completed(folder, "thing", {"a": 1}, {"parent": "q"}, False)
     assert completed(folder, "thing", {"a": 2}, {"parent": "p"}, overwrite=True) is None
     assert completed(folder, "thing", {"a": 1}, {"parent": "p"}, overwrite=True) is not None
+
+
+def test_a_setting_inside_a_group_is_named_by_itself(tmp_path: Path) -> None:
+    _make(tmp_path / "a", config={"training": {"tokens": 1, "warmup": 0.5}, "k": 4})
+    with pytest.raises(InputError, match=r"other settings \(training\.tokens=1 there, 2 asked\)"):
+        completed(tmp_path / "a", "thing", {"training": {"tokens": 2, "warmup": 0.5}, "k": 4}, {"parent": "p"}, False)
+
+
+def test_contents_that_the_manifest_was_not_written_for_are_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    _make(folder)
+    manifest = read_manifest(folder, "thing", "make it again")
+    (folder / ".scratch").write_text("")
+    check_contents(folder, manifest, "make it again")
+    (folder / "data.txt").write_text("y")
+    with pytest.raises(InputError, match=r"a is damaged .*; make it again"):
+        check_contents(folder, manifest, "make it again")
+    (folder / "data.txt").unlink()
+    with pytest.raises(InputError, match="damaged"):
+        check_contents(folder, manifest, "make it again")
 
 
 def test_two_writers_of_one_artifact_are_kept_apart(tmp_path: Path) -> None:

@@ -166,3 +166,28 @@ def _wide_subject(folder: Path, neox: Path) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(neox).save_pretrained(folder)
     return folder
+
+
+def test_a_dictionary_whose_files_have_changed_is_refused_before_it_is_cached(
+    run: Path, tmp_path: Path, corpus_file: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("latents"))
+    weights = copy / "sae" / "layers.0.k4.x2" / "weights.safetensors"
+    contents = bytearray(weights.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    weights.write_bytes(contents)
+    with pytest.raises(InputError, match=r"layers\.0\.k4\.x2 is damaged .*remove it and train it again"):
+        main(_flags(copy, corpus_file))
+    assert not (copy / "latents").exists()
+
+
+@pytest.mark.parametrize("change", [{"variant": "bogus"}, {"subject": 5}, {"context_length": "x"}, {"dtype": 7}, None])
+def test_a_run_that_does_not_say_what_it_holds_is_one_line(
+    change: dict[str, object] | None, run: Path, tmp_path: Path
+) -> None:
+    held = json.loads((run / "run.json").read_text())
+    held = {**held, **change} if change else {name: held[name] for name in ("subject", "variant", "corpus")}
+    (tmp_path / "run.json").write_text(json.dumps(held))
+    with pytest.raises(InputError, match=r"run\.json is damaged \(\w+ is .*; mend it"):
+        main(["--run", str(tmp_path), "--tokens", "3000"])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +44,8 @@ def test_the_fixed_flags_of_caching_are_understood() -> None:
         ([*GOOD, "--tokens", "-5"], r"--tokens must be at least 1"),
         ([*GOOD, "--seed", "-1"], r"--seed must be at least 0"),
         ([*GOOD, "--learning-rate", "0"], r"--learning-rate must be positive"),
+        ([*GOOD, "--learning-rate", "inf"], r"--learning-rate must be positive and finite, got inf"),
+        (["--run", "", "--subject", "s", "--layers", "1"], r"--run holds an empty value; give one"),
         ([*GOOD, "--warmup", "1.5"], r"--warmup is a share"),
         (["--run", "r", "--subject", "s", "--layers"], r"--layers"),
         (["--run", "r", "--subject", "s", "--layers", "1", "1"], r"names a layer twice"),
@@ -69,3 +76,31 @@ def test_exit_status_tells_bad_input_interruption_and_success(capsys: pytest.Cap
     assert run_stage(interrupted) == 130
     assert "run the same command again" in capsys.readouterr().err
     assert run_stage(lambda _argv: None) == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_one_line_and_other_failures_keep_their_trace(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy(_argv: Sequence[str] | None) -> None:
+        raise error
+
+    def broken(_argv: Sequence[str] | None) -> None:
+        raise RuntimeError("shapes do not match")
+
+    assert run_stage(greedy) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: not enough memory") and said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_stage(broken)
+
+
+@pytest.mark.parametrize("stage", ["train", "cache"])
+def test_an_interruption_while_a_stage_still_imports_shows_no_trace(stage: str, tmp_path: Path) -> None:
+    # The first heavy import stands in for a Ctrl-C that falls into it.
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", f"sae.{stage}"]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.stderr == "interrupted before anything was begun; run the same command again\n"
+    assert done.returncode in (130, -signal.SIGINT)

@@ -273,14 +273,15 @@ def test_a_context_longer_than_a_batch_is_a_batch() -> None:
     assert sorted(shapes) == [(1, 9), (1, 16), (1, 16)]
 
 
-@pytest.mark.parametrize("damage", ["not json", "no number", "short"])
+@pytest.mark.parametrize("damage", ["not json", "no number", "huge", "fraction", "short"])
 def test_a_damaged_store_is_made_again(damage: str, corpus: Corpus, tokenizer: Any) -> None:
     before = prepare_contexts(corpus, tokenizer, "sae", 3000, 48)
     (extent,) = (p for p in pydocs.cache_folder().glob("contexts/*/extent.json") if _is_of(p, before))
     if damage == "short":
         (extent.parent / "tokens.bin").write_bytes(b"12")
     else:
-        extent.write_text("{" if damage == "not json" else '{"tokens": 1, "else": 2}')
+        numbers = {"no number": {"tokens": 1, "else": 2}, "huge": {"read": 10**30}, "fraction": {"read": 1.5}}
+        extent.write_text("{" if damage == "not json" else json.dumps(numbers[damage]))
     after = prepare_contexts(corpus, tokenizer, "sae", 3000, 48)
     assert after.token_ids.tolist() == before.token_ids.tolist()
 

@@ -222,6 +222,9 @@ BAD: dict[str, tuple[str, bytes | None, str]] = {
     "latin-1": ("c.txt", b"fine\ncaf\xe9\n", "c.txt is not UTF-8 text: line 2 holds the byte 0xe9; convert it"),
     "binary": ("c.txt", b"\x7fELF\0\0", "c.txt is not text: line 1 holds a zero byte"),
     "bad line": ("c.jsonl", b'{"text": "x"}\n{"text": \n', "c.jsonl, line 2: expected a JSON object, found no JSON"),
+    "too deep": ("c.jsonl", b"[" * 100_000, "c.jsonl, line 1: expected a JSON object, found no JSON"),
+    "too many digits": ("c.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "line 1: expected a JSON object"),
+    "half pair": ("c.jsonl", b'{"text": "x \\ud83d"}', "line 1: expected Unicode text in column text, found half of"),
     "not an object": ("c.jsonl", b'["text"]\n', "c.jsonl, line 1: expected a JSON object, found a list; mend the line"),
     "no column": (
         "c.jsonl",
@@ -232,7 +235,7 @@ BAD: dict[str, tuple[str, bytes | None, str]] = {
     "null": ("c.jsonl", b'{"text": null}\n', "line 1: expected a string in column text, found NoneType"),
     "not gzip": ("c.jsonl.gz", b'{"text": "x"}\n', "c.jsonl.gz is not a whole gzip file"),
     "cut gzip": ("c.jsonl.gz", gzip.compress(b'{"text": "x"}\n')[:-9], "c.jsonl.gz is not a whole gzip file"),
-    "not parquet": ("c.parquet", b"PAR0", "c.parquet is not a parquet file"),
+    "not parquet": ("c.parquet", b"PAR0", "c.parquet is not a whole parquet file"),
 }
 
 
@@ -244,6 +247,15 @@ def test_bad_files_are_one_line_errors(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         all_texts(opened(tmp_path / name))
     assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_with_damaged_pages_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": [f"document {n}" for n in range(2000)]}), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes(3000) + whole[3100:])
+    with pytest.raises(InputError, match=r"c\.parquet is not a whole parquet file"):
+        all_texts(opened(path))
 
 
 def test_bad_parquet_columns_are_errors(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH_FREE = {"sae.artifacts", "sae.cli", "sae.config", "sae.errors", "sae.latents", "sae.runs"}
+TORCH_FREE = {"sae", "sae.artifacts", "sae.cli", "sae.config", "sae.errors", "sae.latents", "sae.runs"}
 HEAVY = {"torch", "transformers", "vllm", "datasets"}
 STAGES = {"autointerp.explain", "autointerp.measure", "autointerp.score"}
 
@@ -53,7 +53,8 @@ def test_the_meaning_knows_no_subject_and_no_torch() -> None:
 
 def test_the_torch_free_half_of_sae_imports_no_other() -> None:
     for name in TORCH_FREE:
-        imports = _imports(ROOT / f"{name.replace('.', '/')}.py")
+        path = ROOT / name.replace(".", "/")
+        imports = _imports(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
         assert not {i for i in imports if i.split(".")[0] in HEAVY}
         assert {i for i in imports if i.startswith("sae.")} <= TORCH_FREE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,3 +253,15 @@ def test_the_speed_benchmark_measures_the_stage(capsys: pytest.CaptureFixture[st
     benchmark(["--latents", "64", "--tokens", "20000", "--k", "4", "--vocabulary", "500", "--workers", "1"])
     found = json.loads(capsys.readouterr().out)
     assert found["entries"] == 80_000 and found["cpu_seconds"] > 0 and found["cpu_ratio"] > 0
+
+
+@pytest.mark.parametrize("name", ["entries.safetensors", "tokens.safetensors"])
+def test_a_cache_whose_numbers_have_changed_is_refused(run: Path, name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("measures"))
+    path = copy / "latents" / DICTIONARY / name
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 64
+    path.write_bytes(contents)
+    with pytest.raises(InputError, match=rf"{DICTIONARY} is damaged .*make it again with python -m sae\.cache"):
+        main(["--run", str(copy)])

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from chat_server import ChatServer
 from planted import BIGRAM, DEAD, DICTIONARY, NOISE, RARE, THE_TOKEN, TOKEN, planted_cache, write_planted_run
@@ -156,14 +157,17 @@ def test_unknown_nulls_are_one_line(
     assert expected in error and error.count("\n") == 1
 
 
-def test_a_single_explanation_cannot_be_shuffled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_explanation_has_none_to_be_shuffled_with_and_stops_nothing(tmp_path: Path) -> None:
     run = write_planted_run(tmp_path / "run")
     explain(["--run", str(run)])
     path = explanations_folder(run, DICTIONARY, "lexical", "offline") / "explanations.jsonl"
     path.write_text(json.dumps({"latent": TOKEN, "text": "Mine."}))
-    assert run_stage(score, ["--run", str(run), "--nulls", "shuffled"]) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(error) == 1 and "needs two explained latents, found 1" in error[0]
+    score(["--run", str(run), "--nulls", "shuffled"])
+    for null, status in (("", "ok"), ("shuffled", "error")):
+        folder = scores_folder(run, path.parent, "detection", "offline", null)
+        (row,) = pd.read_csv(folder / "scores.csv").to_dict("records")
+        assert row["status"] == status and (row["n"] == 0) == bool(null)
+        assert null == "" or row["reason"] == "no other latent has a sentence"
 
 
 def test_a_sentence_typed_in_for_a_latent_that_cannot_be_judged_is_a_row_of_every_null(tmp_path: Path) -> None:

@@ -191,3 +191,16 @@ def test_an_extension_that_is_always_there_says_nothing_new() -> None:
 
 def test_a_token_that_always_fires_is_not_refined() -> None:
     assert worked(EXPLAIN, [1, 3, 5, 7], "trie") == worked(EXPLAIN, [1, 3, 5, 7], "token")
+
+
+def test_tokens_that_never_fired_in_the_explain_split_are_tied_whatever_they_do_in_the_score_split() -> None:
+    # Tokens 1, 2 and 3 come equally often; 1 fires in the score split alone, so it is known for its labels only.
+    for repeats in range(1, 12):
+        context = [0] + [1, 2, 3, 9] * repeats
+        activation = np.zeros(2 * len(context))
+        activation[4] = activation[len(context) + 1] = 1.0
+        cache = small_cache([context, context], [0, 1], [activation])
+        lookup = TokenLookup(ngrams_of(cache))
+        groups = predictions(lookup, firings_of(cache, lookup.ngrams, 0), shrinkage=0.7)["token"]
+        silent = groups.score[np.isin(groups.n, [repeats, 2 * repeats]) & (groups.score < groups.score.max())]
+        assert len(silent) == 2 and silent[0] == silent[1]

@@ -228,3 +228,12 @@ def test_a_layer_out_of_range_and_a_context_too_long_say_what_there_is(neox_fold
         subject.check_layer(3)
     with pytest.raises(InputError, match="at most 256 tokens"):
         subject.check_context(300)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]"])
+def test_a_tokenizer_that_is_none_is_one_line(text: str, tmp_path: Path, neox_folder: Path) -> None:
+    folder = tmp_path / "subject"
+    shutil.copytree(neox_folder, folder)
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(InputError, match="cannot load --subject"):
+        load_subject(SubjectConfig(str(folder)))

@@ -194,3 +194,13 @@ def test_skip_embed_leaves_nothing_that_a_token_lookup_could_tell(
     values, indices = model.encode(x[0] - means.by_token[ids])
     expected = sorted(indices[5][values[5] > 0].tolist())
     assert [n for n in range(cache.n_latents) if begin + 5 in cache.entries(n)[0]] == expected
+
+
+@pytest.mark.parametrize("text", ["{}", "[]"])
+def test_metrics_that_say_nothing_are_one_line(text: str, tmp_path: Path, neox_folder: Path, corpus_file: Path) -> None:
+    run = tmp_path / "run"
+    flags = [*_flags(run, neox_folder, corpus_file), "--layers", "0"]
+    main(flags)
+    next(run.rglob("metrics.json")).write_text(text)
+    with pytest.raises(InputError, match=r"metrics\.json lacks the metrics of a dictionary; remove "):
+        main(flags)
