@@ -1,112 +1,76 @@
-"""Measures of several runs side by side: what is refused, and that what is said of intervals is so."""
+"""Measures of several runs beside each other: which latents count, what is one draw, what is compared with what."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from planted import DICTIONARY, write_planted_run
 
-from autointerp.explain import main as explain
 from autointerp.measure import main as measure
-from autointerp.score import main as score
-from benchmarks.compare import main
-from benchmarks.measured import Measured
-from sae.cli import run_stage
+from benchmarks.contrasts import MEASURES
+from benchmarks.measured import measured_of, read_measures
+from benchmarks.reading import variant_draw, variant_label
+from sae.artifacts import latents_folder
 from sae.errors import InputError
 
-TABLE = f"measures/{DICTIONARY}/latents.parquet"
 
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_planted_run(tmp_path_factory.mktemp("planted") / "run")
+def measured_run(folder: Path, variant: str = "trained", seed: int = 0, variant_seed: int = 0) -> Path:
+    run = write_planted_run(folder, variant, seed)
+    held = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**held, "variant_seed": variant_seed}))
     measure(["--run", str(run), "--workers", "1"])
     return run
 
 
-@pytest.fixture
-def run(measured: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(measured, tmp_path / "run"))
+def test_a_latent_that_fires_too_rarely_has_no_say_in_any_mean(tmp_path: Path) -> None:
+    frame = read_measures([measured_run(tmp_path / "run")])
+    rare = frame[~frame["eligible"] & (frame["density"] > 0)]
+    assert len(rare) and frame.loc[frame["eligible"], "corrected_entropy"].notna().all()
+    columns = [m.column for m in MEASURES if m.column in frame]
+    assert rare[columns].isna().all().all()
 
 
-def test_latents_of_the_same_draw_are_not_counted_twice(measured: Path, run: Path, tmp_path: Path) -> None:
-    for other in (measured, run):
-        with pytest.raises(InputError, match="hold the same draw of variant trained; name only one"):
-            main([str(measured), str(other), "--out", str(tmp_path / "out")])
+def test_a_seed_that_draws_nothing_makes_no_other_network(tmp_path: Path) -> None:
+    runs = [measured_run(tmp_path / f"run{n}", variant_seed=n) for n in (0, 1)]
+    with pytest.raises(InputError, match="the same draw of variant trained"):
+        read_measures(runs)
+    assert variant_draw({"variant": "rerandomised", "variant_seed": 3}) == 3
+    assert variant_draw({"variant": "step0", "variant_seed": 3, "step0_source": "recipe, seed 7"}) == 0
+    assert variant_draw({"variant": "step0", "variant_seed": 3, "step0_source": "architecture initialisation"}) == 3
 
 
-def without_eligible(path: Path) -> None:
-    pd.read_parquet(path).drop(columns="eligible").to_parquet(path)
+def test_variants_are_named_with_what_sets_them_apart() -> None:
+    assert variant_label({"variant": "control", "control_scale": "unit"}) == "control"
+    assert variant_label({"variant": "control", "control_scale": "matched"}) == "control (matched)"
+    assert variant_label({"variant": "rerandomised-block", "variant_block": 2}) == "rerandomised-block (block 2)"
 
 
-def with_text(path: Path) -> None:
-    pd.read_parquet(path).astype({"token_entropy": str}).to_parquet(path)
+def test_dictionaries_of_another_kind_are_not_averaged_with_these(tmp_path: Path) -> None:
+    runs = [measured_run(tmp_path / v, v) for v in ("trained", "rerandomised")]
+    frame = read_measures(runs)
+    other = frame.assign(family=frame["family"] + ", skip-embed")
+    other["context_gain_average_precision"] = 0.0
+    alone, both = measured_of(frame, []), measured_of(pd.concat([frame, other]), [])
+    assert len(alone) == 1 and len(both) == 2
+    assert "Dictionaries: k 4, 8 latents, skip-embed." in both[1].markdown
+    assert both[0].markdown == alone[0].markdown
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        without_eligible,
-        with_text,
-        lambda path: pd.read_parquet(path).iloc[:3].to_parquet(path),
-        lambda path: pd.read_parquet(path).iloc[[0, 0, *range(2, 8)]].to_parquet(path),
-        lambda path: path.write_bytes(path.read_bytes()[:500]),
-    ],
-)
-def test_a_damaged_table_is_one_line(
-    run: Path, tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    damage(run / TABLE)
-    capsys.readouterr()
-    assert run_stage(main, [str(run), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert "latents.parquet is damaged" in error and "autointerp.measure" in error and error.count("\n") == 1
+def test_measures_of_another_cache_are_refused(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    path = latents_folder(run, DICTIONARY) / "manifest.json"
+    path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(InputError, match="measures another cache than the present one"):
+        read_measures([run])
 
 
-def test_every_subject_has_figures_of_its_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    explain(["--run", str(run)])
-    score(["--run", str(run), "--scorers", "detection"])
-    other = Path(shutil.copytree(run, tmp_path / "other"))
-    held = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**held, "subject": "another"}))
-    capsys.readouterr()
-    main([str(run), str(other), "--out", str(tmp_path / "out")])
-    figures = sorted(path.name for path in (tmp_path / "out").glob("*.svg"))
-    assert figures == ["quadrants-detection-2.svg", "quadrants-detection.svg"]
-    text = capsys.readouterr().out
-    assert [text.count(f"Subject and corpus: {name}, topics.") for name in ("planted", "another")] == [2, 2]
-
-
-def frame_of(seeds: dict[str, tuple[int, ...]]) -> pd.DataFrame:
-    rng, parts = np.random.default_rng(0), []
-    for variant, own in seeds.items():
-        for seed in own:
-            about = {"variant": variant, "dictionary": "layers.1", "layer": 1, "seed": seed, "subject": "s"}
-            columns = {"context_gain_average_precision": rng.normal(0.1, 0.1, 50), "density": 0.01}
-            parts.append(pd.DataFrame(columns).assign(**about, eligible=True, token_determined=False))
-    return pd.concat(parts, ignore_index=True)
-
-
-@pytest.mark.parametrize(
-    ("seeds", "differences", "means"),
-    [
-        ({"trained": (0,), "control": (0,)}, "over latents only; one draw of each.", "over latents only; one draw"),
-        ({"trained": (0, 1), "control": (0, 1)}, "over 2 seeds, paired.", "over 2 seeds (t"),
-        ({"trained": (0, 1), "control": (2, 3)}, "over seeds, not paired.", "over 2 seeds (t"),
-        (
-            {"trained": (0, 1), "step0": (0, 1), "control": (0,)},
-            "over 2 seeds, paired (step0), over latents only; one draw of each (control).",
-            "over up to 2 seeds (t over their means); with one seed over latents only",
-        ),
-    ],
-)
-def test_what_the_intervals_are_over_is_said(seeds: dict[str, tuple[int, ...]], differences: str, means: str) -> None:
-    text = Measured.of(frame_of(seeds), []).markdown
-    assert f"Mean over dictionaries; intervals {differences}" in text
-    assert f"often enough in both splits, intervals {means}" in text
+def test_the_table_and_the_numbers_agree(tmp_path: Path) -> None:
+    (part,) = measured_of(read_measures([measured_run(tmp_path / v, v) for v in ("trained", "control")]), [])
+    table = part.long_table()
+    rows = table[table["quantity"] == "corrected_entropy_trained_minus_this"]
+    assert len(rows) == 1 and f"{rows['value'].iloc[0]:+.2f}" in part.markdown
+    assert "over latents only" in part.markdown or "latents only" in part.markdown
+    assert rows["verdict"].iloc[0] in part.markdown
