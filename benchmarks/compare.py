@@ -80,7 +80,7 @@ def report(scores: Sequence[Scores], measures: pd.DataFrame, half_width: float |
     text = [markdown(lines) for lines in sections]
     text += [one.markdown for one in measured] + [part.markdown for part in placed]
     if half_width is not None:
-        text.append(latents_table(scores, half_width))
+        text.append(latents_table(sections, half_width))
     numbers = pd.concat([long_table(sections), *(one.long_table() for one in measured)])
     return "\n".join(text), {"table.csv": numbers.to_csv(index=False).encode(), **_figures(placed)}
 

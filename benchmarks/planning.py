@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,28 +10,21 @@ from autointerp.power import draw_spread, latents_needed, latents_needed_per_dra
 from benchmarks.comparison import Line
 from benchmarks.contrasts import TRAINED
 from benchmarks.reading import Scores
-from benchmarks.score_tables import sections_of
 from benchmarks.tables import UNDEFINED, table
 
 NEVER = "no number: more draws"
 
 
-def latents_table(scores: Sequence[Scores], half_width: float) -> str:
+def latents_table(sections: Sequence[Sequence[Line]], half_width: float) -> str:
     """Latents of each dictionary and draw for a 95 % interval of plus or minus `half_width`, as Markdown."""
     rows = []
-    for line in (line for lines in sections_of(scores) for line in lines):
-        q = line.question
-        values = [part.table["auroc"].dropna().to_numpy(float) for part in line.parts]
-        trained = [part.table["auroc"].dropna().to_numpy(float) for part in line.trained]
-        known = np.concatenate(values) if values else np.zeros(0)
-        if len(known) < 2:
+    for line in (line for lines in sections for line in lines):
+        q, sd = line.question, _within(line.parts)
+        if sd is None:
             continue
-        sd = _within(values)
-        other = np.concatenate(trained) if trained and line.variant != TRAINED else np.zeros(0)
+        other = None if line.variant == TRAINED else _within(line.trained)
         alone = str(latents_needed(sd, half_width, estimated=True))
-        both = UNDEFINED
-        if len(other) > 1:
-            both = str(latents_needed(sd, half_width, _within(trained), estimated=True))
+        both = UNDEFINED if other is None else str(latents_needed(sd, half_width, other, estimated=True))
         rows.append([q.hookpoint, q.scorer, line.variant, f"{sd:.3f}", alone, both, _over_draws(line, half_width)])
     header = ["dictionary", "scorer", "variant", "SD of latents", "latents: mean", "latents a side: trained − this"]
     return "\n".join(
@@ -47,9 +39,11 @@ def latents_table(scores: Sequence[Scores], half_width: float) -> str:
     )
 
 
-def _within(draws: Sequence[np.ndarray[Any, Any]]) -> float:
-    """Standard deviation of latents within a draw."""
-    return float(np.sqrt(np.mean([values.var(ddof=1) for values in draws if len(values) > 1])))
+def _within(draws: Sequence[Scores]) -> float | None:
+    """Standard deviation of latents within a draw; None where no draw has two."""
+    values = [part.table["auroc"].dropna().to_numpy(float) for part in draws]
+    variances = [x.var(ddof=1) for x in values if len(x) > 1]
+    return float(np.sqrt(np.mean(variances))) if variances else None
 
 
 def _over_draws(line: Line, half_width: float) -> str:

@@ -7,7 +7,7 @@ Python has slightly other topics. No transformer and no dictionary is trained.
 from __future__ import annotations
 
 import pydoc_data.topics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from autointerp.abstractness import surface_of_token, vocabulary
-from sae.artifacts import dictionary_folder, latents_folder, write_json, writing
+from sae.artifacts import ArtifactWriter, dictionary_folder, latents_folder, write_json, writing
 from sae.latents import EntryWriter, LatentCache, save_tensors
 from sae.runs import claim_run
 
@@ -71,17 +71,39 @@ class Planted:
     chance: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Firings:
+    """Token, latent and activation of each firing, [n], by ascending token."""
+
+    token: Array
+    latent: Array
+    activation: npt.NDArray[np.float64]
+
+
 def topics_text(tokenizer: Tokenizer) -> Text:
     """The help topics, the longest first, by turns in the explain and in the score split."""
     topics = pydoc_data.topics.topics
     names = sorted(topics, key=lambda name: (-len(topics[name]), name))
+    return cut_text(names, (tokenizer.encode(topics[name]).ids for name in names), CONTEXT_LENGTH)
+
+
+def cut_text(names: list[str], documents: Iterable[Sequence[int]], context_length: int, n_tokens: int = 2**62) -> Text:
+    """Contexts of documents, by turns in the explain and in the score split.
+
+    Args:
+        names: of all documents.
+        documents: token ids of each.
+        context_length: longest context, in tokens.
+        n_tokens: stop after the document that reaches so many tokens.
+    """
     ids: list[int] = []
     rows: list[tuple[int, int, int, int]] = []
-    for number, name in enumerate(names):
-        document = tokenizer.encode(topics[name]).ids
-        for start in range(0, len(document) - SHORTEST_CONTEXT + 1, CONTEXT_LENGTH):
-            ids.extend(document[start : start + CONTEXT_LENGTH])
+    for number, document in enumerate(documents):
+        for start in range(0, len(document) - SHORTEST_CONTEXT + 1, context_length):
+            ids.extend(document[start : start + context_length])
             rows.append((len(ids), number, start, number % 2))
+        if len(ids) >= n_tokens:
+            break
     ends, document_number, starts, split = (np.array(column, np.int64) for column in zip(*rows, strict=True))
     offsets = np.concatenate([np.zeros(1, np.int64), ends])
     return Text(np.array(ids, np.int64), offsets, document_number, starts, split, names)
@@ -136,17 +158,23 @@ def write_run(folder: Path, text: Text, latents: Sequence[Planted], seed: int = 
     config = {"dictionary": DICTIONARY, "hookpoint": DICTIONARY, "layer": 0, "seed": seed, "n_latents": n}
     with writing(dictionary_folder(folder, DICTIONARY), "sae", config, {}) as writer:
         sae = writer.finish({"n_latents": n})
+    token, latent = np.nonzero(np.stack([rng.random(len(text.ids)) < one.chance for one in latents], axis=1))
+    firings = Firings(token, latent, rng.lognormal(0.0, 0.5, len(token)))
     with writing(latents_folder(folder, DICTIONARY), "latents", config, {"dictionary": sae.fingerprint}) as writer:
-        tokens = {"context_offsets": text.offsets, "token_ids": text.ids.astype(np.uint32)}
-        tokens |= {"context_document": text.document.astype(np.uint32), "context_start": text.start.astype(np.uint32)}
-        save_tensors(writer.partial / "tokens.safetensors", tokens | {"context_split": text.split.astype(np.uint8)})
-        token, latent = np.nonzero(np.stack([rng.random(len(text.ids)) < one.chance for one in latents], axis=1))
-        entries = EntryWriter(writer.partial, n)
-        entries.add(token, latent, rng.lognormal(0.0, 0.5, len(token)))
-        n_entries = entries.finish()
-        neighbours = {"latent": np.zeros((n, 1), np.uint32), "cosine": np.zeros((n, 1), np.float32)}
-        save_tensors(writer.partial / "neighbours.safetensors", neighbours)
-        write_json(writer.partial / "documents.json", text.names)
         (writer.partial / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
-        writer.finish({"n_tokens": len(text.ids), "n_contexts": len(text.split), "n_entries": n_entries})
+        write_latents(writer, text, n, firings)
     return LatentCache.open(latents_folder(folder, DICTIONARY))
+
+
+def write_latents(writer: ArtifactWriter, text: Text, n_latents: int, firings: Firings) -> None:
+    """Write all of a latent cache but its tokenizer, and finish it."""
+    tokens = {"context_offsets": text.offsets, "token_ids": text.ids.astype(np.uint32)}
+    tokens |= {"context_document": text.document.astype(np.uint32), "context_start": text.start.astype(np.uint32)}
+    save_tensors(writer.partial / "tokens.safetensors", tokens | {"context_split": text.split.astype(np.uint8)})
+    entries = EntryWriter(writer.partial, n_latents)
+    entries.add(firings.token, firings.latent, firings.activation)
+    n_entries = entries.finish()
+    neighbours = {"latent": np.zeros((n_latents, 1), np.uint32), "cosine": np.zeros((n_latents, 1), np.float32)}
+    save_tensors(writer.partial / "neighbours.safetensors", neighbours)
+    write_json(writer.partial / "documents.json", text.names)
+    writer.finish({"n_tokens": len(text.ids), "n_contexts": len(text.split), "n_entries": n_entries})

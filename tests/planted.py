@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import pydoc_data.topics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from benchmarks.planted import Firings, Text, cut_text, write_latents
 from sae.artifacts import dictionary_folder, latents_folder, write_json, writing
-from sae.latents import EntryWriter, LatentCache, save_tensors
+from sae.latents import LatentCache
 from sae.runs import claim_run
 
 DICTIONARY = "layers.1"
@@ -40,18 +40,6 @@ METRICS = {
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Text:
-    """Tokenised contexts: ids [n_tokens], offsets [n_contexts + 1], document, place in it and split of each context."""
-
-    ids: Ints
-    offsets: Ints
-    document: Ints
-    start: Ints
-    split: Ints
-    names: list[str]
-
-
 @functools.cache
 def tiny_tokenizer() -> Tokenizer:
     """A byte-level BPE of 1,500 tokens, as Pythia's but smaller."""
@@ -66,27 +54,14 @@ def tiny_tokenizer() -> Tokenizer:
 @functools.cache
 def tiny_text(n_tokens: int = 80_000, context_length: int = 64) -> Text:
     """Python's help topics; every second one in the explain split."""
-    ids: list[int] = []
-    rows: list[tuple[int, int, int, int]] = []
-    names = sorted(pydoc_data.topics.topics)
-    for number, name in enumerate(names):
-        document = tiny_tokenizer().encode(pydoc_data.topics.topics[name]).ids[:4000]
-        for start in range(0, len(document) - 7, context_length):
-            piece = document[start : start + context_length]
-            ids.extend(piece)
-            rows.append((len(ids), number, start, number % 2))
-        if len(ids) >= n_tokens:
-            break
-    ends, document_number, starts, split = (np.array(column, np.int64) for column in zip(*rows, strict=True))
-    offsets = np.concatenate([np.zeros(1, np.int64), ends])
-    return Text(np.array(ids, np.int64), offsets, document_number, starts, split, names)
+    topics, tokenizer = pydoc_data.topics.topics, tiny_tokenizer()
+    names = sorted(topics)
+    return cut_text(names, (tokenizer.encode(topics[name]).ids[:4000] for name in names), context_length, n_tokens)
 
 
 def planted_masks(text: Text, rng: np.random.Generator) -> list[npt.NDArray[np.bool_]]:
     """Where each planted latent fires, [n_tokens] each; never on the first position of a context."""
-    n = len(text.ids)
-    usable = np.ones(n, bool)
-    usable[text.offsets[:-1]] = False
+    n, usable = len(text.ids), _usable(text)
     tokenizer = tiny_tokenizer()
     token, left, right = (tokenizer.encode(piece).ids for piece in (THE_TOKEN, *THE_BIGRAM))
     assert len(token) == len(left) == len(right) == 1, "the planted words must be single tokens"
@@ -104,9 +79,13 @@ def planted_masks(text: Text, rng: np.random.Generator) -> list[npt.NDArray[np.b
 
 def noise_masks(text: Text, densities: Sequence[float], rng: np.random.Generator) -> list[npt.NDArray[np.bool_]]:
     """Where latents fire that know nothing of the text, [n_tokens] each; never on the first position of a context."""
+    return [(rng.random(len(text.ids)) < density) & _usable(text) for density in densities]
+
+
+def _usable(text: Text) -> npt.NDArray[np.bool_]:
     usable = np.ones(len(text.ids), bool)
     usable[text.offsets[:-1]] = False
-    return [(rng.random(len(text.ids)) < density) & usable for density in densities]
+    return usable
 
 
 def write_planted_run(
@@ -132,28 +111,11 @@ def write_planted_run(
         write_json(writer.partial / "metrics.json", METRICS | (metrics or {}))
         sae = writer.finish({"n_latents": n_latents})
     with writing(latents_folder(folder, DICTIONARY), "latents", dictionary, {"dictionary": sae.fingerprint}) as writer:
-        save_tensors(
-            writer.partial / "tokens.safetensors",
-            {
-                "context_offsets": text.offsets,
-                "token_ids": text.ids.astype(np.uint32),
-                "context_document": text.document.astype(np.uint32),
-                "context_start": text.start.astype(np.uint32),
-                "context_split": text.split.astype(np.uint8),
-            },
-        )
-        entries = EntryWriter(writer.partial, n_latents)
+        tiny_tokenizer().save(str(writer.partial / "tokenizer.json"))
         latent, token = np.nonzero(np.stack(masks))
         order = np.argsort(token, kind="stable")
-        entries.add(token[order], latent[order], rng.lognormal(0.0, 0.5, len(order)))
-        n_entries = entries.finish()
-        cosine = np.zeros((n_latents, 2), np.float32)
-        save_tensors(
-            writer.partial / "neighbours.safetensors", {"latent": np.zeros((n_latents, 2), np.uint32), "cosine": cosine}
-        )
-        write_json(writer.partial / "documents.json", text.names)
-        tiny_tokenizer().save(str(writer.partial / "tokenizer.json"))
-        writer.finish({"n_tokens": len(text.ids), "n_contexts": len(text.split), "n_entries": n_entries})
+        firings = Firings(token[order], latent[order], rng.lognormal(0.0, 0.5, len(order)))
+        write_latents(writer, text, n_latents, firings)
     return folder
 
 

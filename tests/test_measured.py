@@ -72,5 +72,5 @@ def test_the_table_and_the_numbers_agree(tmp_path: Path) -> None:
     table = part.long_table()
     rows = table[table["quantity"] == "corrected_entropy_trained_minus_this"]
     assert len(rows) == 1 and f"{rows['value'].iloc[0]:+.2f}" in part.markdown
-    assert "over latents only" in part.markdown or "latents only" in part.markdown
+    assert "intervals over latents only; one draw of each network and dictionary" in part.markdown
     assert rows["verdict"].iloc[0] in part.markdown
