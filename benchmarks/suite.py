@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOG = logging.getLogger(__name__)
 BLOCK = "rerandomised-block"
 """The variant that needs to be told which block."""
+MATCHED = "control:matched"
+"""The control at the scale of the trained embeddings."""
 STAGES = {
     "train": "sae.train",
     "cache": "sae.cache",
@@ -101,9 +103,12 @@ class Suite:
             for one in getattr(self, name):
                 if one not in known:
                     raise InputError(f"{path}: no {name.removesuffix('s')} {one!r}; there are {', '.join(known)}")
-        for variant, colon, block in (variant.partition(":") for variant in self.variants):
-            if bool(colon) != (variant == BLOCK) or (colon and not block.isdecimal()):
-                raise InputError(f"{path}: variant {variant}{colon}{block}; a block goes with {BLOCK} alone: {BLOCK}:1")
+        for whole in self.variants:
+            variant, colon, detail = whole.partition(":")
+            fits = detail.isdecimal() if variant == BLOCK else whole == MATCHED or not colon
+            if not fits:
+                expected = f"{BLOCK} names its block ({BLOCK}:1), only {MATCHED} has another detail"
+                raise InputError(f"{path}: variant {whole}; {expected}")
         for name in ("variants", "layers", "seeds", "scorers", "nulls"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InputError(f"{path}: {name} has something twice; name each once")

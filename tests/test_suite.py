@@ -45,7 +45,8 @@ SUITE = 'subject = "s"\nvariants = ["trained"]\nlayers = [1]\n'
         (SUITE + 'explainer = "max_activating"', "asks an LLM"),
         (SUITE + 'client = "openai"', "needs --model"),
         (SUITE + 'client = "claude"', "client"),
-        (SUITE.replace("trained", "trained:1"), "goes with rerandomised-block alone"),
+        (SUITE.replace("trained", "trained:1"), "only control:matched has another detail"),
+        (SUITE.replace("trained", "control:unit"), "only control:matched has another detail"),
         (SUITE.replace("trained", "rerandomised-block"), "rerandomised-block:1"),
         (SUITE.replace("trained", "rerandomised-block:x"), "rerandomised-block:1"),
         ("subject = ", "cannot be read"),
@@ -87,7 +88,8 @@ def test_blocks_and_skip_embed_reach_the_training(tmp_path: Path) -> None:
     found = parse(TrainArguments, flags, "train")
     assert (found.subject.variant, found.subject.variant_block, found.sae.skip_embed) == ("rerandomised-block", 2, True)
     assert suites._folder_name(suite, suite.variants[0], 0) == "rerandomised-block-2"
-    flags = suites._flags(suite, "train", tmp_path, "control:matched", 0)
+    path.write_text(SUITE.replace('"trained"', '"control:matched"'))
+    flags = suites._flags(Suite.read(path), "train", tmp_path, "control:matched", 0)
     assert parse(TrainArguments, flags, "train").subject.control_scale == "matched"
 
 
