@@ -9,14 +9,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sae.architecture import Architecture
 from sae.artifacts import read_json, write_json
 from sae.errors import InputError
 from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
 
-ARCHITECTURE = "topk"
 TOKEN_MEANS = "token_means.safetensors"
-TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "scale")
 
 
 def save_dictionary(
@@ -26,14 +25,12 @@ def save_dictionary(
 
     `means` are the token means that are taken off its inputs.
     """
-    save_file(
-        {name: getattr(model, name).detach().cpu().contiguous() for name in TENSORS}, folder / "weights.safetensors"
-    )
-    shapes = {"architecture": ARCHITECTURE, "d_in": model.d_in, "n_latents": model.n_latents, "k": model.k}
-    write_json(folder / "config.json", {**shapes, "skip_embed": means is not None, **facts})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "weights.safetensors")
+    write_json(folder / "config.json", {**model.architecture.as_dict(), "skip_embed": means is not None, **facts})
     if means is not None:
-        tensors = {"mean": means.mean, "by_token": means.by_token}
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, folder / TOKEN_MEANS)
+        table = {"mean": means.mean, "by_token": means.by_token}
+        save_file({name: t.cpu().contiguous() for name, t in table.items()}, folder / TOKEN_MEANS)
 
 
 def load_token_means(folder: Path, facts: dict[str, Any]) -> TokenMean | None:
@@ -59,13 +56,14 @@ def load_dictionary(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     """
     mend = f"name a folder written by python -m sae.train, or train it again ({folder})"
     facts = read_json(folder / "config.json", mend)
-    if not isinstance(facts, dict) or facts.get("architecture") != ARCHITECTURE:
-        raise InputError(
-            f"{folder / 'config.json'} does not describe a {ARCHITECTURE} dictionary of this project; {mend}"
-        )
+    try:
+        architecture = Architecture.from_dict(facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = f"{folder / 'config.json'} does not describe a dictionary of this project ({error})"
+        raise InputError(f"{found}; {mend}") from None
     try:
         tensors = load_file(folder / "weights.safetensors")
-        model = SparseAutoencoder(int(facts["d_in"]), int(facts["n_latents"]), int(facts["k"]))
+        model = SparseAutoencoder(architecture)
         model.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -28,7 +28,7 @@ def evaluate(
     Dictionaries with `means` see, and are measured on, what is left without them.
     """
     lookups = [fitter.token_mean() for fitter in fitters]
-    projections = [f.pca(model.k) for f, model in zip(fitters, models, strict=True)]
+    projections = [f.pca(model.k or 1) for f, model in zip(fitters, models, strict=True)]
     counters = [[ReconstructionCounter(subject.d_model) for _ in range(3)] for _ in layers]
     active = [0] * len(layers)
     batches = held_out.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))

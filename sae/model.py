@@ -6,25 +6,48 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from sae.kernels import sparse_rows, topk_autoencode
-from sae.sparsity import topk
+from sae.architecture import Architecture
+from sae.kernels import sparse_rows
+from sae.sparsity import above, topk
+
+STANDARD_DEVIATION_FLOOR = 1e-5
 
 
 @dataclass(frozen=True)
 class SAEOutput:
-    """What an autoencoder makes of a batch: `values` and `indices` [token, k], `reconstruction` [token, d_in]."""
+    """What an autoencoder makes of a batch.
+
+    `values` and `indices` [token, width]: the active latents of each token, where a value of zero is no latent;
+    `reconstruction` [token, d_out].
+    """
 
     values: Tensor
     indices: Tensor
     reconstruction: Tensor
 
 
-class SparseAutoencoder(nn.Module):
-    """A TopK autoencoder on `[token, d_in]`, which may come from one hookpoint or from many.
+@dataclass(frozen=True)
+class _Units:
+    """How a reconstruction gets back into the units of the inputs: times `factor`, plus `shift`."""
 
-    Inputs are multiplied by one number, `scale`, and the decoder bias is taken off before encoding; reconstructions are
-    in the units of the inputs again. Gao et al., arXiv 2406.04093.
+    factor: Tensor
+    shift: Tensor | float
+
+
+class SparseAutoencoder(nn.Module):
+    """An autoencoder, or transcoder, on `[token, d_in]`, which may come from one hookpoint or from many.
+
+    Inputs are multiplied by one number, `scale`, normalised where the architecture says so, and the decoder bias is
+    taken off before encoding; reconstructions are in the units of the inputs again.
+
+    pre = W_enc x + b_enc, then by kind:
+        topk: the k largest of a token, through a ReLU (Gao et al., arXiv 2406.04093);
+        batch_topk: those above one learned number, `threshold` (Bussmann et al., arXiv 2412.06410);
+        jumprelu: those above a number of each latent, `threshold` (Rajamanoharan et al., arXiv 2407.14435);
+        relu: those above zero;
+        gated: ReLU(exp(r_mag) W_enc x + b_mag) where pre > 0 (Rajamanoharan et al., arXiv 2404.16014).
     """
 
     w_enc: Tensor
@@ -32,27 +55,44 @@ class SparseAutoencoder(nn.Module):
     w_dec: Tensor
     b_dec: Tensor
     scale: Tensor
+    threshold: Tensor
+    r_mag: Tensor
+    b_mag: Tensor
+    w_skip: Tensor
 
-    def __init__(self, d_in: int, n_latents: int, k: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        if not 1 <= k <= n_latents:
-            raise ValueError(f"k must be between 1 and n_latents={n_latents}, got {k}")
-        self.k = k
-        self.w_enc = nn.Parameter(torch.zeros(n_latents, d_in))
-        self.b_enc = nn.Parameter(torch.zeros(n_latents))
-        self.w_dec = nn.Parameter(torch.zeros(n_latents, d_in))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.architecture = architecture
+        n, d_in, d_out = architecture.n_latents, architecture.d_in, architecture.width_out
+        self.w_enc = nn.Parameter(torch.zeros(n, d_in))
+        self.b_enc = nn.Parameter(torch.zeros(n))
+        self.w_dec = nn.Parameter(torch.zeros(n, d_out))
+        self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.register_buffer("scale", torch.ones(()))
+        if architecture.kind == "batch_topk":
+            # Negative: not learned yet.
+            self.register_buffer("threshold", -torch.ones(()))
+        if architecture.kind == "jumprelu":
+            self.threshold = nn.Parameter(torch.zeros(n))
+        if architecture.kind == "gated":
+            self.r_mag, self.b_mag = nn.Parameter(torch.zeros(n)), nn.Parameter(torch.zeros(n))
+        if architecture.skip:
+            self.w_skip = nn.Parameter(torch.zeros(d_out, d_in))
 
     @property
     def d_in(self) -> int:
         """Width of the inputs."""
-        return self.w_enc.shape[1]
+        return self.architecture.d_in
 
     @property
     def n_latents(self) -> int:
         """Number of latents."""
-        return self.w_enc.shape[0]
+        return self.architecture.n_latents
+
+    @property
+    def k(self) -> int | None:
+        """Latents active per token, where the architecture is told."""
+        return self.architecture.k
 
     @torch.no_grad()
     def initialise(self, sample: Tensor, generator: torch.Generator) -> None:
@@ -68,20 +108,75 @@ class SparseAutoencoder(nn.Module):
         self.normalise_decoder()
         self.w_enc.copy_(self.w_dec)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Values [token, k] and indices int64 [token, k] of the active latents of x [token, d_in]."""
-        return topk(torch.addmm(self.b_enc, x * self.scale - self.b_dec, self.w_enc.T), self.k)
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the encoder's product sees of x [token, d_in]."""
+        return self._inputs(x)[0]
 
-    def decode(self, values: Tensor, indices: Tensor) -> Tensor:
-        """The reconstruction [token, d_in] from active latents."""
-        return (sparse_rows(indices, values, self.w_dec) + self.b_dec) / self.scale
+    def _inputs(self, x: Tensor) -> tuple[Tensor, _Units]:
+        shape = self.architecture
+        x = x * self.scale
+        units = _Units(1 / self.scale, 0.0)
+        if shape.normalise == "standardise":
+            mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            x = (x - mean) / (deviation + STANDARD_DEVIATION_FLOOR)
+            units = _Units(deviation / self.scale, mean / self.scale)
+        elif shape.normalise == "constant_norm":
+            norm = x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / self.d_in**0.5
+            x = x / norm
+            units = _Units(norm / self.scale, 0.0)
+        return (x - self.b_dec if shape.subtract_b_dec else x), units
+
+    def pre_activations(self, inputs: Tensor) -> Tensor:
+        """W_enc x + b_enc [token, n_latents] of what `inputs` gives."""
+        return functional.linear(inputs, self.w_enc, self.b_enc)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [token, width] and indices int64 [token, width] of the active latents of x [token, d_in].
+
+        A value of zero is no latent. `width` is k for topk, else the largest number of active latents of a token here.
+
+        Raises:
+            ValueError: a batch_topk dictionary whose threshold was never learned.
+        """
+        inputs = self.inputs(x)
+        pre = self.pre_activations(inputs)
+        kind = self.architecture.kind
+        if kind == "topk":
+            return topk(pre, self.architecture.k or 1)
+        if kind == "gated":
+            magnitude = functional.linear(inputs, self.w_enc) * self.r_mag.exp() + self.b_mag
+            return above(magnitude.relu() * (pre > 0), 0.0)
+        if kind == "relu":
+            return above(pre, 0.0)
+        if kind == "batch_topk" and float(self.threshold) < 0:
+            raise ValueError("the threshold of this batch_topk dictionary was never learned")
+        return above(pre, self.threshold)
+
+    def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
+        """The reconstruction [token, d_out] from active latents.
+
+        Args:
+            values: [token, width].
+            indices: int64 [token, width].
+            x: the inputs [token, d_in]; needed where the architecture normalises each vector or has a skip.
+
+        Raises:
+            ValueError: x is needed and missing.
+        """
+        decoded = sparse_rows(indices, values, self.w_dec) + self.b_dec
+        if self.architecture.normalise == "none" and not self.architecture.skip:
+            return decoded / self.scale
+        if x is None:
+            raise ValueError("this dictionary normalises each vector or has a skip: decode needs the inputs")
+        if self.architecture.skip:
+            decoded = decoded + functional.linear(x * self.scale, self.w_skip)
+        units = self._inputs(x)[1]
+        return decoded * units.factor + units.shift
 
     def forward(self, x: Tensor) -> SAEOutput:
-        """Encode and decode x [token, d_in], with sparse gradients."""
-        decoded, values, indices = topk_autoencode(
-            x * self.scale - self.b_dec, self.w_enc, self.b_enc, self.w_dec, self.k
-        )
-        return SAEOutput(values, indices, (decoded + self.b_dec) / self.scale)
+        """Encode and decode x [token, d_in]."""
+        values, indices = self.encode(x)
+        return SAEOutput(values, indices, self.decode(values, indices, x))
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, shuffled, stream, without_token_means
+from sae.architecture import Architecture
 from sae.artifacts import ArtifactWriter, completed, dictionary_folder, plain, read_json, write_json, writing
 from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
@@ -227,7 +228,7 @@ def _token_means(
 
 def _trainer(args: Arguments, subject: Subject, layer: int, sample: Tensor) -> Trainer:
     n_latents = args.sae.expansion * subject.d_model
-    model = SparseAutoencoder(subject.d_model, n_latents, args.sae.k).to(subject.device)
+    model = SparseAutoencoder(Architecture("topk", subject.d_model, n_latents, args.sae.k)).to(subject.device)
     # One generator per dictionary: which other layers are trained beside it must not change it.
     model.initialise(sample, torch.Generator().manual_seed(args.train.seed * 1000 + layer))
     return Trainer(model, learning_rate(args.train, n_latents))

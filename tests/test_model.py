@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sae.architecture import Architecture
 from sae.model import SparseAutoencoder
 from sae.sparsity import topk
 
@@ -17,11 +18,11 @@ def test_topk_keeps_the_largest_and_drops_negatives() -> None:
 
 def test_k_beyond_the_number_of_latents_is_refused() -> None:
     with pytest.raises(ValueError, match="between 1 and n_latents=8"):
-        SparseAutoencoder(4, 8, 9)
+        SparseAutoencoder(Architecture("topk", 4, 8, 9))
 
 
 def test_an_orthonormal_dictionary_reconstructs_sparse_data_exactly_at_any_scale_and_offset() -> None:
-    model = SparseAutoencoder(6, 6, 2)
+    model = SparseAutoencoder(Architecture("topk", 6, 6, 2))
     with torch.no_grad():
         model.w_enc.copy_(torch.eye(6))
         model.w_dec.copy_(torch.eye(6))
@@ -40,7 +41,7 @@ def test_an_orthonormal_dictionary_reconstructs_sparse_data_exactly_at_any_scale
 def test_initialise_scales_inputs_to_a_mean_squared_norm_of_d_in() -> None:
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(500, 16, generator=generator) * 7 + 1
-    model = SparseAutoencoder(16, 64, 4)
+    model = SparseAutoencoder(Architecture("topk", 16, 64, 4))
     model.initialise(sample, generator)
     assert float((sample * model.scale).square().sum(1).mean()) == pytest.approx(16, rel=1e-4)
     torch.testing.assert_close(model.w_dec.norm(dim=1), torch.ones(64))
@@ -48,7 +49,7 @@ def test_initialise_scales_inputs_to_a_mean_squared_norm_of_d_in() -> None:
 
 def test_removing_the_radial_gradient_leaves_it_orthogonal_to_each_direction() -> None:
     generator = torch.Generator().manual_seed(0)
-    model = SparseAutoencoder(16, 64, 4)
+    model = SparseAutoencoder(Architecture("topk", 16, 64, 4))
     sample = torch.randn(200, 16, generator=generator)
     model.initialise(sample, generator)
     model(sample).reconstruction.square().mean().backward()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae.architecture import Architecture
 from sae.cache import main as cache_main
 from sae.checkpoint import load_dictionary, load_token_means, save_dictionary
 from sae.config import SAEConfig, SubjectConfig, TrainConfig
@@ -32,7 +33,7 @@ def test_planted_directions_are_recovered() -> None:
     strength = torch.rand(40_000, 24, generator=generator) + 0.5
     active = torch.rand(40_000, 24, generator=generator) < 2 / 24
     x = (strength * active) @ truth
-    model = SparseAutoencoder(16, 48, 3)
+    model = SparseAutoencoder(Architecture("topk", 16, 48, 3))
     model.initialise(x[:1000], generator)
     config = TrainConfig(Path("unused"), (0,), tokens=len(x), batch_tokens=128)
     train([Trainer(model, 3e-3)], ((x[i : i + 128],) for i in range(0, len(x), 128)), config, [io.StringIO()])
@@ -50,7 +51,7 @@ def test_the_schedule_rises_stays_and_falls_to_zero() -> None:
 
 
 def test_a_latent_that_has_not_fired_in_the_window_is_dead() -> None:
-    trainer = Trainer(SparseAutoencoder(4, 8, 2), 1e-3)
+    trainer = Trainer(SparseAutoencoder(Architecture("topk", 4, 8, 2)), 1e-3)
     trainer.tokens = 100
     trainer.last_fired[:] = torch.tensor([0, 10, 49, 50, 51, 90, 100, 100])
     assert trainer.dead_share(50) == pytest.approx(4 / 8)
@@ -144,7 +145,7 @@ def test_other_settings_need_overwrite_and_another_variant_needs_another_run(
 
 
 def test_a_dictionary_comes_back_from_disk_and_damage_is_one_line(tmp_path: Path) -> None:
-    model = SparseAutoencoder(4, 8, 2)
+    model = SparseAutoencoder(Architecture("topk", 4, 8, 2))
     model.initialise(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.Generator())
     save_dictionary(tmp_path, model, {"layer": 1})
     again, facts = load_dictionary(tmp_path)
