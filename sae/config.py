@@ -9,12 +9,14 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
+from sae.architecture import K_KINDS, Kind
 from sae.errors import InputError
 
 Variant = Literal[
     "trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "rerandomised-block", "permuted", "control"
 ]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+Site = Literal["residual", "mlp", "attention", "transcoder"]
 LARGEST_SEED = 2**32 - 1
 
 
@@ -72,19 +74,50 @@ class CorpusConfig:
     """Longest context, in tokens; a context holds one document."""
 
 
+Null = Literal[
+    "none",
+    "frozen-decoder",
+    "soft-frozen-decoder",
+    "frozen-encoder",
+    "random-directions",
+    "pca",
+    "neurons",
+    "gaussian",
+]
+
+
 @dataclass(frozen=True)
 class SAEConfig:
-    """One TopK sparse autoencoder."""
+    """One sparse autoencoder: its architecture and its loss."""
 
+    architecture: Kind = "topk"
+    """How latents become active: topk, batch_topk, jumprelu, relu or gated (docs/training.md)."""
     k: int = 32
-    """Latents active per token."""
+    """Latents active per token; of batch_topk on average; of jumprelu, relu and gated only that of the PCA baseline."""
     expansion: int = 16
     """Latents per input dimension."""
+    matryoshka: tuple[float, ...] = ()
+    """Shares of the latents that reconstruct by themselves as well, e.g. 0.0625 0.25; for topk and batch_topk."""
+    sparsity: float | None = None
+    """Coefficient of the sparsity penalty of jumprelu, relu and gated; by default one of docs/training.md."""
+    auxk: float = 1 / 32
+    """Coefficient of the loss that revives dead latents, for topk and batch_topk; 0 leaves it out."""
+    null: Null = "none"
+    """A baseline in place of the trained dictionary: something frozen, random, or without training."""
     skip_embed: bool = False
     """Take each token's mean vector off first: what is left is what the context adds."""
 
     def __post_init__(self) -> None:
         _at_least(1, k=self.k, expansion=self.expansion)
+        if self.matryoshka and self.architecture not in K_KINDS:
+            raise InputError(f"--matryoshka goes with --architecture {' or '.join(K_KINDS)}, not {self.architecture}")
+        if not all(0 < share <= 1 for share in self.matryoshka):
+            raise InputError(f"--matryoshka takes shares of the latents, above 0 and at most 1, got {self.matryoshka}")
+        if self.sparsity is not None and (self.architecture in K_KINDS or not 0 <= self.sparsity < math.inf):
+            expected = "a number of at least 0, with --architecture jumprelu, relu or gated"
+            raise InputError(f"--sparsity expected {expected}; got {self.sparsity} with {self.architecture}")
+        if not 0 <= self.auxk < math.inf:
+            raise InputError(f"--auxk must be at least 0 and finite, got {self.auxk}")
 
 
 @dataclass(frozen=True)
@@ -97,8 +130,14 @@ class TrainConfig:
     """Blocks, counted from zero: the residual stream after each gets a dictionary."""
     tokens: int = 1_000_000
     """Training tokens, taken from the SAE split."""
+    sites: tuple[Site, ...] = ("residual",)
+    """What of a block gets one: residual stream, what mlp or attention adds to it, or a transcoder of its MLP."""
     seed: int = 0
     """Seed of the dictionary's initialisation and of the order of the data."""
+    seeds: tuple[int, ...] = ()
+    """Several initialisations in one pass, in the order of the data that --seed gives; by default --seed alone."""
+    ks: tuple[int, ...] = ()
+    """Several values of k in one pass; by default --k alone."""
     batch_tokens: int = 1024
     """Activation vectors in an optimiser step."""
     learning_rate: float | None = None
@@ -123,11 +162,18 @@ class TrainConfig:
         # The loss is relative to the variance within a batch.
         _at_least(2, batch_tokens=self.batch_tokens)
         _at_least(1, buffer_tokens=self.buffer_tokens, eval_tokens=self.eval_tokens)
-        _check_seed(seed=self.seed)
+        for seed in (self.seed, *self.seeds):
+            _check_seed(seed=seed)
+        for k in self.ks:
+            _at_least(1, ks=k)
         if not self.layers:
             raise InputError("--layers names no layer; give block numbers counted from zero, e.g. --layers 1 3")
-        if len(set(self.layers)) < len(self.layers):
-            raise InputError(f"--layers names a layer twice: {' '.join(map(str, self.layers))}")
+        if not self.sites:
+            raise InputError("--sites names none; leave it out for the residual stream")
+        for name in ("layers", "sites", "seeds", "ks"):
+            found = getattr(self, name)
+            if len(set(found)) < len(found):
+                raise InputError(f"--{name} names something twice: {' '.join(map(str, found))}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate must be positive and finite, got {self.learning_rate}")
         for name in ("warmup", "decay", "dead_after"):

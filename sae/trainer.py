@@ -1,0 +1,80 @@
+"""One dictionary in training: its step, its optimiser, and when each latent last fired."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae.config import SAEConfig, TrainConfig
+from sae.losses import PASSES, Moment
+from sae.model import SparseAutoencoder
+
+
+def learning_rate(config: TrainConfig, n_latents: int) -> float:
+    """The peak learning rate: as asked, or 3e-3 / sqrt(n_latents / 4096), tuned for runs of some hundred steps."""
+    return config.learning_rate or 3e-3 / math.sqrt(n_latents / 4096)
+
+
+def schedule(step: int, n_steps: int, warmup: float, decay: float) -> float:
+    """Share of the peak learning rate at a step: a linear rise, a plateau, a linear fall to zero."""
+    rise = (step + 1) / max(1.0, warmup * n_steps)
+    fall = (n_steps - step) / max(1.0, decay * n_steps)
+    return min(1.0, rise, fall)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What changes from step to step: shares of the peak learning rate and of the sparsity penalty."""
+
+    learning: float = 1.0
+    penalty: float = 1.0
+
+
+class Trainer:
+    """Weights, optimiser and counters of one dictionary.
+
+    Args:
+        model: initialised.
+        sae: architecture and loss.
+        peak: peak learning rate.
+        window: tokens without firing after which a latent is dead.
+    """
+
+    def __init__(self, model: SparseAutoencoder, sae: SAEConfig, peak: float, window: float) -> None:
+        self.model = model
+        self.sae = sae
+        self.peak = peak
+        self.window = window
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=peak, fused=True)
+        self.last_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=model.w_enc.device)
+        self.tokens = 0
+
+    def step(self, x: Tensor, target: Tensor, rates: Rates) -> Tensor:
+        """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the batch's FVU."""
+        moment = Moment(self._dead(), rates.penalty)
+        result = PASSES[self.sae.architecture](self.model, x, target, self.sae, moment)
+        self.optimiser.zero_grad(set_to_none=True)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        self.model.remove_radial_gradient()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.peak * rates.learning
+        self.optimiser.step()
+        self.model.normalise_decoder()
+        self.tokens += len(x)
+        self.last_fired[result.indices[result.values > 0]] = self.tokens
+        return result.fvu
+
+    def _dead(self) -> Tensor | None:
+        """Indices of the dead latents, or None."""
+        if self.tokens <= self.window:
+            return None
+        dead = (self.last_fired <= self.tokens - self.window).nonzero().flatten()
+        return dead if len(dead) else None
+
+    @property
+    def dead_share(self) -> float:
+        """Share of the latents that have not fired in the last `window` tokens."""
+        return float((self.last_fired <= self.tokens - self.window).float().mean())
