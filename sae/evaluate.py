@@ -10,6 +10,7 @@ import torch
 
 from sae.activations import SUBJECT_BATCH_TOKENS, stream, without_token_means
 from sae.contexts import ContextStore
+from sae.hookpoints import Hookpoint
 from sae.metrics import BaselineFitter, ReconstructionCounter, TokenMean
 from sae.model import SparseAutoencoder
 from sae.subject import Subject
@@ -18,7 +19,7 @@ from sae.subject import Subject
 def evaluate(
     subject: Subject,
     held_out: ContextStore,
-    layers: Sequence[int],
+    hookpoints: Sequence[Hookpoint],
     models: Sequence[SparseAutoencoder],
     fitters: Sequence[BaselineFitter],
     means: Sequence[TokenMean | None],
@@ -29,12 +30,12 @@ def evaluate(
     """
     lookups = [fitter.token_mean() for fitter in fitters]
     projections = [f.pca(model.k or 1) for f, model in zip(fitters, models, strict=True)]
-    counters = [[ReconstructionCounter(subject.d_model) for _ in range(3)] for _ in layers]
-    active = [0] * len(layers)
+    counters = [[ReconstructionCounter(subject.d_model) for _ in range(3)] for _ in hookpoints]
+    active = [0] * len(hookpoints)
     batches = held_out.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
-    for batch in without_token_means(stream(subject, held_out, layers, batches), means):
+    for batch in without_token_means(stream(subject, held_out, hookpoints, batches), means):
         tokens = batch.token_ids.to(subject.device)
-        for place, x in enumerate(batch.layers):
+        for place, x in enumerate(batch.vectors):
             with torch.no_grad():
                 output = models[place](x)
             guesses = (output.reconstruction, lookups[place].predict(tokens), projections[place].predict(x))

@@ -27,6 +27,7 @@ from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
 from sae.errors import InputError
 from sae.evaluate import evaluate
+from sae.hookpoints import Hookpoint
 from sae.memory import keep_freed_memory
 from sae.metrics import BaselineFitter, TokenMean
 from sae.model import SparseAutoencoder
@@ -178,7 +179,7 @@ def _train_layers(args: Arguments, subject: Subject, corpus: Corpus, writers: di
         if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
             raise InputError(f"training at layer {layer} diverged; pass a lower --learning-rate or --dtype float32")
     seconds = time.time() - started
-    results = evaluate(subject, held_out, layers, [t.model for t in trainers], fitters, means)
+    results = evaluate(subject, held_out, [Hookpoint(n) for n in layers], [t.model for t in trainers], fitters, means)
     shared = kept_overlap(corpus)
     for (layer, writer), trainer, result, mean in zip(writers.items(), trainers, results, means, strict=True):
         facts = {"hookpoint": f"layers.{layer}", "layer": layer, "seed": config.seed}
@@ -203,13 +204,14 @@ def _vectors(
 ) -> Iterator[ActivationBatch]:
     """The training split's vectors; every call gives the same."""
     order = np.random.default_rng(config.seed)
-    return stream(subject, store, layers, store.batches(SUBJECT_BATCH_TOKENS, order, config.tokens))
+    hookpoints = [Hookpoint(layer) for layer in layers]
+    return stream(subject, store, hookpoints, store.batches(SUBJECT_BATCH_TOKENS, order, config.tokens))
 
 
 def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
     """The activation stream, which the baselines see on its way to the dictionaries."""
     for batch in batches:
-        for fitter, x in zip(fitters, batch.layers, strict=True):
+        for fitter, x in zip(fitters, batch.vectors, strict=True):
             fitter.update(x, batch.token_ids)
         yield batch
 

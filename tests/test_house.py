@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH_FREE = {"sae", "sae.artifacts", "sae.cli", "sae.config", "sae.errors", "sae.latents", "sae.runs"}
+TORCH_FREE = {
+    "sae",
+    "sae.artifacts",
+    "sae.cli",
+    "sae.config",
+    "sae.errors",
+    "sae.hookpoints",
+    "sae.latents",
+    "sae.runs",
+}
 HEAVY = {"torch", "transformers", "vllm", "datasets"}
 STAGES = {"autointerp.explain", "autointerp.measure", "autointerp.score"}
 
