@@ -18,6 +18,21 @@ SUBJECT_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
+class Contexts:
+    """A batch of contexts as tensors on the CPU.
+
+    `ids` [context, position]; `documents` and `starts` [context] are what the control variant draws from; `usable`
+    [context, position] leaves out padding and first positions.
+    """
+
+    batch: Batch
+    ids: Tensor
+    documents: Tensor
+    starts: Tensor
+    usable: Tensor
+
+
+@dataclass(frozen=True)
 class ActivationBatch:
     """Vectors of the usable positions of some contexts: padding and first positions are left out.
 
@@ -31,10 +46,8 @@ class ActivationBatch:
     usable: Tensor
 
 
-def stream(
-    subject: Subject, store: ContextStore, hookpoints: Sequence[Hookpoint], batches: Iterable[Batch]
-) -> Iterator[ActivationBatch]:
-    """Run the subject over batches of contexts and give the vectors at some of its hookpoints."""
+def contexts(store: ContextStore, batches: Iterable[Batch]) -> Iterator[Contexts]:
+    """Batches of a store's contexts as the subject needs them."""
     keys = store.document_keys.astype(np.int64)
     for batch in batches:
         ids = torch.from_numpy(batch.ids)
@@ -42,9 +55,18 @@ def stream(
         starts = torch.from_numpy(store.starts[batch.contexts].astype(np.int64))
         positions = torch.arange(ids.shape[1])
         usable = (positions > 0) & (positions < torch.from_numpy(batch.lengths)[:, None])
-        found = caught(subject, ids, documents, starts, hookpoints)
-        kept = usable.to(subject.device)
-        yield ActivationBatch(tuple(x[kept].float() for x in found), ids[usable], batch, usable)
+        yield Contexts(batch, ids, documents, starts, usable)
+
+
+def stream(
+    subject: Subject, store: ContextStore, hookpoints: Sequence[Hookpoint], batches: Iterable[Batch]
+) -> Iterator[ActivationBatch]:
+    """Run the subject over batches of contexts and give the vectors at some of its hookpoints."""
+    for part in contexts(store, batches):
+        found = caught(subject, part.ids, part.documents, part.starts, hookpoints)
+        kept = part.usable.to(subject.device)
+        vectors = tuple(x[kept].float() for x in found)
+        yield ActivationBatch(vectors, part.ids[part.usable], part.batch, part.usable)
 
 
 def without_token_means(

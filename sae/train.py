@@ -26,7 +26,7 @@ from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
 from sae.errors import InputError
-from sae.evaluate import evaluate
+from sae.evaluate import Placed, evaluate
 from sae.hookpoints import Hookpoint
 from sae.memory import keep_freed_memory
 from sae.metrics import BaselineFitter, TokenMean
@@ -179,7 +179,8 @@ def _train_layers(args: Arguments, subject: Subject, corpus: Corpus, writers: di
         if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
             raise InputError(f"training at layer {layer} diverged; pass a lower --learning-rate or --dtype float32")
     seconds = time.time() - started
-    results = evaluate(subject, held_out, [Hookpoint(n) for n in layers], [t.model for t in trainers], fitters, means)
+    places = zip(trainers, [Hookpoint(n) for n in layers], fitters, means, strict=True)
+    results = evaluate(subject, held_out, [Placed(t.model, h, h, f, m) for t, h, f, m in places])
     shared = kept_overlap(corpus)
     for (layer, writer), trainer, result, mean in zip(writers.items(), trainers, results, means, strict=True):
         facts = {"hookpoint": f"layers.{layer}", "layer": layer, "seed": config.seed}
@@ -240,8 +241,7 @@ def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, An
     window = args.train.dead_after * args.train.tokens
     dead = {"dead_share": trainer.dead_share(window), "dead_after_tokens": int(window)}
     metrics = {**result, **dead, "k": trainer.model.k, "n_tokens_train": trainer.tokens}
-    # JSON has no nan; a metric that is undefined is null.
-    write_json(writer.partial / "metrics.json", {k: None if math.isnan(v) else v for k, v in metrics.items()})
+    write_json(writer.partial / "metrics.json", metrics)
 
 
 def _artifact_config(args: Arguments, identity: dict[str, Any], layer: int) -> dict[str, Any]:

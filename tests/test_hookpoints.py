@@ -147,6 +147,10 @@ def test_a_vector_that_a_tap_gives_back_takes_the_place_of_the_one_that_passed()
         with subject.tap(Hookpoint(0, site)).hook(lambda x: 0 * x):  # type: ignore[arg-type]
             (x,) = _vectors(subject, Hookpoint(0, site))  # type: ignore[arg-type]
             assert not x.any()
+    # The pass goes on with it, where a module returns a tuple too.
+    with subject.tap(Hookpoint(0, "attention")).hook(lambda x: 0 * x):
+        x, mlp = _vectors(subject, Hookpoint(0), Hookpoint(0, "mlp"))
+    torch.testing.assert_close(x - mlp, expected[0] - expected[1] - expected[2])
     with subject.tap(Hookpoint(0, "mlp")).hook(lambda x: 0 * x):
         (x,) = _vectors(subject, Hookpoint(0))
     torch.testing.assert_close(x, expected[0] - expected[2])
