@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sae.config import SAEConfig
-from sae.kernels import sparse_rows
+from sae.kernels import Transpose, decode, selected_values
 from sae.model import SparseAutoencoder
-from sae.sparsity import topk
+from sae.sparsity import select_topk
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,29 @@ def variation(x: Tensor) -> Tensor:
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
     inputs, target = model.inputs(x), target * model.scale
-    pre = model.pre_activations(inputs)
-    values, indices = topk(pre, model.k or 1)
-    error = target - sparse_rows(indices, values, model.w_dec) - model.b_dec
+    found = select_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
+    decoded, values, indices = _decoded(model, inputs, *found)
+    error = target - decoded - model.b_dec
     fvu = error.square().sum() / variation(target)
     loss = fvu
     if moment.dead is not None and sae.auxk:
-        loss = loss + sae.auxk * _auxk_loss(model, pre, error.detach(), moment.dead)
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, error.detach(), moment.dead)
     return Pass(loss, fvu.detach(), values.detach(), indices)
 
 
-def _auxk_loss(model: SparseAutoencoder, pre: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+def _decoded(model: SparseAutoencoder, inputs: Tensor, values: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
+    """What selected latents decode to without bias [token, d_out]; their values, differentiable, and indices."""
+    transpose = Transpose.of(indices, model.n_latents)
+    values = selected_values(values, indices, inputs, model.w_enc, model.b_enc, transpose)
+    return decode(values, indices, model.w_dec, transpose), values, indices
+
+
+def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor) -> Tensor:
     """How much of the error the best dead latents leave, relative to the error; A.2 of arXiv 2406.04093."""
     # Half the width: what the paper found to work at every size.
-    values, places = topk(pre[:, dead], min(len(dead), max(1, model.d_in // 2)))
-    guess = sparse_rows(dead[places], values, model.w_dec)
+    k = min(len(dead), max(1, model.d_in // 2))
+    values, places = select_topk(inputs, model.w_enc[dead], model.b_enc[dead], k)
+    guess, *_ = _decoded(model, inputs, values, dead[places])
     return (error - guess).square().sum() / error.square().sum().clamp_min(1e-12)
 
 

@@ -13,6 +13,7 @@ from sae.kernels import sparse_rows
 from sae.sparsity import above, topk
 
 STANDARD_DEVIATION_FLOOR = 1e-5
+CACHED_NUMBERS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,10 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def remove_radial_gradient(self) -> None:
         """Take the part of the decoder's gradient that would change the norms out of it."""
-        gradient = self.w_dec.grad
-        if gradient is not None:
-            gradient.sub_(self.w_dec * (gradient * self.w_dec).sum(1, keepdim=True))
+        if self.w_dec.grad is None:
+            return
+        # A few rows at a time, which stay in the processor's cache from the product to the subtraction.
+        rows = max(1, CACHED_NUMBERS // self.w_dec.shape[1]) if self.w_dec.device.type == "cpu" else len(self.w_dec)
+        for start in range(0, len(self.w_dec), rows):
+            w_dec, gradient = self.w_dec[start : start + rows], self.w_dec.grad[start : start + rows]
+            gradient.addcmul_(w_dec, (gradient * w_dec).sum(1, keepdim=True), value=-1)
