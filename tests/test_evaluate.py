@@ -162,8 +162,8 @@ def test_recovered_loss_is_undefined_unless_zeros_clearly_harm(harm: float) -> N
 
 def test_tokens_of_one_context_are_no_independent_evidence() -> None:
     # The harm of 0.2 lies in one context of four.
-    differences = [0.8, 0.8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0] * 50
-    rows = [0, 0, 1, 1, 2, 2, 3, 3] * 50
+    differences = [0.8] * 100 + [0.0] * 300
+    rows = [token // 100 for token in range(400)]
     assert math.isnan(_counted([2.0] * 400, [2 + d for d in differences], [2.0] * 400, rows).result().ce_recovered)
     apart = _counted([2.0] * 400, [2 + d for d in differences], [2.0] * 400, list(range(400))).result()
     assert apart.ce_recovered == pytest.approx(1)
