@@ -6,6 +6,7 @@ what the mean itself reaches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,15 @@ class BaselineFitter:
         self._sums.index_add_(0, token_ids, x.double())
         self._counts += torch.bincount(token_ids, minlength=len(self._counts))
         self._moments += (x.T @ x).double().cpu()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was accumulated."""
+        return {"sums": self._sums, "counts": self._counts, "moments": self._moments}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
 
     def token_mean(self) -> TokenMean:
         """The token-mean predictor."""
