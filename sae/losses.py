@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sae.config import SAEConfig
-from sae.kernels import Transpose, decode, selected_values
+from sae.kernels import EncoderWeights, Transpose, decode, selected_values
 from sae.model import SparseAutoencoder
 from sae.sparsity import select_topk
 
@@ -49,21 +50,24 @@ def variation(x: Tensor) -> Tensor:
 
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
-    inputs, target = model.inputs(x), target * model.scale
+    with torch.no_grad():
+        inputs, target = model.inputs(x), target * model.scale
+        spread = variation(target)
     found = select_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
     decoded, values, indices = _decoded(model, inputs, *found)
-    error = target - decoded - model.b_dec
-    fvu = error.square().sum() / variation(target)
+    reconstruction = decoded + model.b_dec
+    fvu = functional.mse_loss(reconstruction, target, reduction="sum") / spread
     loss = fvu
     if moment.dead is not None and sae.auxk:
-        loss = loss + sae.auxk * _auxk_loss(model, inputs, error.detach(), moment.dead)
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, (target - reconstruction).detach(), moment.dead)
     return Pass(loss, fvu.detach(), values.detach(), indices)
 
 
 def _decoded(model: SparseAutoencoder, inputs: Tensor, values: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
     """What selected latents decode to without bias [token, d_out]; their values, differentiable, and indices."""
     transpose = Transpose.of(indices, model.n_latents)
-    values = selected_values(values, indices, inputs, model.w_enc, model.b_enc, transpose)
+    weights = EncoderWeights(model.w_enc, model.b_enc, model.b_dec if model.architecture.subtract_b_dec else None)
+    values = selected_values(values, indices, inputs, weights, transpose)
     return decode(values, indices, model.w_dec, transpose), values, indices
 
 
