@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from sae.architecture import Architecture
+from sae.checkpoint import save_dictionary
+from sae.model import SparseAutoencoder
 
 D, M, K = 12, 40, 5
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -48,6 +53,26 @@ def largest(pre: Tensor, k: int = K) -> Tensor:
     """The k largest of each row, through a ReLU; zero elsewhere."""
     values, indices = pre.relu().topk(k, dim=-1)
     return torch.zeros_like(pre).scatter(-1, indices, values)
+
+
+@torch.no_grad()
+def dense(model: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents [token, n_latents] and reconstruction of an autoencoder."""
+    output = model(x)
+    latents = torch.zeros(len(x), model.n_latents)
+    return latents.scatter_add(1, output.indices, output.values), output.reconstruction
+
+
+def own(folder: Path, **shape: Any) -> tuple[Path, Forward]:
+    """A dictionary of this project, with random numbers and a scale."""
+    draw = draws(5)
+    model = SparseAutoencoder(Architecture(d_in=D, n_latents=M, **shape))
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(draw(*tensor.shape) if tensor.ndim else torch.tensor(0.6))
+    folder.mkdir(parents=True)
+    save_dictionary(folder, model, {"hookpoint": "layers.1", "layer": 1, "seed": 3})
+    return folder, partial(dense, model)
 
 
 def sparsify(folder: Path, **changes: Any) -> tuple[Path, Forward]:
@@ -142,6 +167,9 @@ def dictionary_learning(folder: Path, name: str, **changes: Any) -> tuple[Path, 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         pre = (x if name in ("AutoEncoderNew", "JumpReluAutoEncoder") else x - b_dec) @ enc.T + b_enc
         latents = largest(pre) if name == "AutoEncoderTopK" else pre.relu()
+        if name == "AutoEncoder":
+            # Its loader gives the directions norm 1.
+            return latents * dec.norm(dim=0), latents @ dec.T + b_dec
         if name in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
             latents = latents * (latents > 1.5)
         if name == "JumpReluAutoEncoder":

@@ -14,7 +14,7 @@ from foreign import D, Forward, K, M
 from safetensors.torch import load_file, save_file
 
 from sae.architecture import Architecture
-from sae.checkpoint import load_dictionary, save_dictionary
+from sae.checkpoint import load_dictionary
 from sae.convert import main as convert
 from sae.errors import InputError
 from sae.formats import find_format, load_foreign
@@ -99,17 +99,9 @@ LOADED: dict[str, tuple[Written, str, str, str | None]] = {
 }
 
 
-def dense(model: SparseAutoencoder, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [token, n_latents] and reconstruction."""
-    with torch.no_grad():
-        output = model(x)
-    latents = torch.zeros(len(x), model.n_latents).scatter_add(1, output.indices, output.values)
-    return latents, output.reconstruction
-
-
 def assert_same(model: SparseAutoencoder, forward: Forward) -> None:
     x = files.inputs()
-    latents, reconstruction = dense(model, x)
+    latents, reconstruction = files.dense(model, x)
     expected, expected_reconstruction = forward(x)
     # A reference that is silent, or on everywhere, would not tell the kinds apart.
     assert 0.02 < float((expected > 0).float().mean()) < 0.9
@@ -152,18 +144,6 @@ def test_what_is_saved_computes_the_same_and_keeps_its_place_or_is_refused(
     assert_same(again.model, forward)
 
 
-def own_dictionary(folder: Path, **shape: Any) -> tuple[Path, Forward]:
-    """A dictionary of this project with random numbers and a scale, and its forward."""
-    draw = files.draws(5)
-    model = SparseAutoencoder(Architecture(d_in=D, n_latents=M, **shape))
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor.copy_(draw(*tensor.shape) if tensor.ndim else torch.tensor(0.6))
-    folder.mkdir(parents=True)
-    save_dictionary(folder, model, {"hookpoint": "layers.1", "layer": 1, "seed": 3})
-    return folder, partial(dense, model)
-
-
 @pytest.mark.parametrize("library", ["sparsify", "saelens"])
 @pytest.mark.parametrize(
     "shape",
@@ -183,7 +163,7 @@ def own_dictionary(folder: Path, **shape: Any) -> tuple[Path, Forward]:
 def test_the_scale_of_an_own_dictionary_is_folded_into_what_is_saved(
     shape: dict[str, Any], library: str, tmp_path: Path
 ) -> None:
-    folder, forward = own_dictionary(tmp_path / "own", **shape)
+    folder, forward = files.own(tmp_path / "own", **shape)
     flags = f"--dictionary {folder} --to {library} --out {tmp_path / 'out'}".split()
     only_saelens = shape["kind"] != "topk" or "normalise" in shape
     if only_saelens if library == "sparsify" else "d_out" in shape and shape["kind"] == "topk":
@@ -233,7 +213,7 @@ def test_a_scale_beside_a_saelens_checkpoint_is_taken_and_without_it_the_file_is
     model = load_foreign(str(folder)).model
     x = files.inputs()
     latents, reconstruction = forward(x * 0.4)
-    found, found_reconstruction = dense(model, x)
+    found, found_reconstruction = files.dense(model, x)
     torch.testing.assert_close(found, latents, atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(found_reconstruction, reconstruction / 0.4, atol=1e-4, rtol=2e-5)
 
@@ -264,7 +244,7 @@ def test_per_vector_normalisation_does_not_see_the_scale() -> None:
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 tensor.copy_(torch.tensor(scale) if name == "scale" else draw(*tensor.shape))
-        outputs.append(dense(model, x * 1e-3)[1])
+        outputs.append(files.dense(model, x * 1e-3)[1])
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-8, rtol=1e-4)
 
 
@@ -311,7 +291,7 @@ def test_places_have_the_same_name_back_and_forth() -> None:
 
 
 def test_own_dictionaries_load_by_the_same_door(tmp_path: Path) -> None:
-    folder, forward = own_dictionary(tmp_path / "own", kind="gated")
+    folder, forward = files.own(tmp_path / "own", kind="gated")
     found = load_foreign(str(folder))
     assert (found.facts["format"], found.facts["hookpoint"], found.name) == ("own", "layers.1", "own")
     assert_same(found.model, forward)

@@ -164,6 +164,7 @@ CASES: list[tuple[str, Breaker, str]] = [
     ("saelens", entries(normalize_activations="covariance_whitening"), r"'covariance_whitening' is not supported"),
     ("saelens", entries(reshape_activations="hook_z"), r"inside an attention; no hookpoint is there"),
     ("saelens", entries(metadata={"hook_name": "blocks.1.attn.hook_z"}), r"reads blocks\.1\.attn\.hook_z, inside"),
+    ("saelens", entries(metadata={"hookpoint": "layers." + "9" * 5000}), r"hookpoint 'layers\.9+"),
     ("saelens", entries(metadata=[]), r"metadata must be dict"),
     ("saelens", entries(d_sae=41), r"d_sae is 41, the tensors have 40"),
     ("saelens", tensors(scaling_factor=torch.full((M,), 2.0)), r"scaled after training"),
@@ -282,6 +283,14 @@ def test_only_the_files_of_the_folder_asked_are_fetched_from_the_hub(
 def test_a_hub_id_without_a_network_is_one_line() -> None:
     with pytest.raises(InputError, match=r"cannot load --dictionary owner/name/x: .*check the name, or the network"):
         load_foreign("owner/name/x")
+
+
+@pytest.mark.parametrize("name", ["blocks." + "9" * 5000 + ".hook_resid_post", "x" * 5000])
+def test_a_place_that_is_no_place_is_unknown(name: str, tmp_path: Path) -> None:
+    folder, _ = files.saelens(tmp_path, metadata={"hook_name": name})
+    with pytest.raises(InputError, match="is unknown, its files say") as caught:
+        find_hookpoint(load_foreign(str(folder)), None)
+    assert len(str(caught.value)) < 700
 
 
 def test_an_unknown_place_asks_for_the_hookpoint(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def find_hookpoint(foreign: Foreign, asked: str | None) -> Hookpoint:
     name = asked or foreign.facts.get("hookpoint")
     if name is None:
         found = foreign.facts.get("source_hook")
-        says = f"its files say {found!r}" if found else "its files say nothing of it"
+        says = f"its files say {str(found)[:200]!r}" if found else "its files say nothing of it"
         raise InputError(f"the hookpoint of {foreign.folder} is unknown, {says}; pass --hookpoint {FORMS}")
     return Hookpoint.parse(str(name))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sae.formats.folding import with_unit_directions
 from sae.formats.hooks import of_submodule
 from sae.formats.reading import Config, Tensors, architecture, assemble, described, fault, read_config, read_pickle
 from sae.model import SparseAutoencoder
@@ -48,13 +49,12 @@ def _described(config: Config, trainer: Config) -> dict[str, Any]:
     return {**facts, "layer": hookpoint.layer if hookpoint else layer, "seed": trainer.optional("seed", int)}
 
 
-def _linear(tensors: Tensors, bias: str | None) -> dict[str, Tensor]:
+def _linear(tensors: Tensors, bias: str) -> dict[str, Tensor]:
     """Encoder [n_latents, d_in] and decoder [d_in, n_latents] stored as linear layers."""
     w_enc = tensors.take("encoder.weight", None, None)
     n_latents, d_in = w_enc.shape
     w_dec = tensors.take("decoder.weight", d_in, n_latents).T.contiguous()
-    parts = {"w_enc": w_enc, "w_dec": w_dec, "b_enc": tensors.take("encoder.bias" if bias is None else bias, n_latents)}
-    return parts
+    return {"w_enc": w_enc, "w_dec": w_dec, "b_enc": tensors.take(bias, n_latents)}
 
 
 def _matrices(tensors: Tensors) -> dict[str, Tensor]:
@@ -66,16 +66,16 @@ def _matrices(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _relu(tensors: Tensors) -> Parts:
-    """ReLU(W_enc (x - bias) + b_enc), bias added back."""
+    """ReLU(W_enc (x - bias) + b_enc), bias added back; the library gives directions norm 1 when it loads them."""
     tensors.only("bias", "encoder.weight", "encoder.bias", "decoder.weight")
-    parts = _linear(tensors, None)
+    parts = with_unit_directions(_linear(tensors, "encoder.bias"))
     return {"kind": "relu"}, {**parts, "b_dec": tensors.take("bias", parts["w_enc"].shape[1])}
 
 
 def _relu_plain(tensors: Tensors) -> Parts:
     """ReLU(W_enc x + b_enc): the decoder's bias is not taken off."""
     tensors.only("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
-    parts = _linear(tensors, None)
+    parts = _linear(tensors, "encoder.bias")
     b_dec = tensors.take("decoder.bias", parts["w_enc"].shape[1])
     return {"kind": "relu", "subtract_b_dec": False}, {**parts, "b_dec": b_dec}
 
@@ -91,7 +91,7 @@ def _gated(tensors: Tensors) -> Parts:
 def _topk(tensors: Tensors) -> Parts:
     """The threshold is there for another use: by default the k largest are taken."""
     tensors.only("k", "threshold", "encoder.weight", "encoder.bias", "decoder.weight", "b_dec")
-    parts = _linear(tensors, None)
+    parts = _linear(tensors, "encoder.bias")
     return {"kind": "topk", "k": tensors.whole("k")}, {**parts, "b_dec": tensors.take("b_dec", parts["w_enc"].shape[1])}
 
 

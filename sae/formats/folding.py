@@ -24,6 +24,13 @@ def unscaled(model: SparseAutoencoder) -> dict[str, Tensor]:
     return tensors
 
 
+def with_unit_directions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same reconstructions from directions of norm 1: latents are multiplied by the norms that were there."""
+    norms = tensors["w_dec"].norm(dim=1)
+    encoder = {"w_enc": tensors["w_enc"] * norms[:, None], "b_enc": tensors["b_enc"] * norms}
+    return {**tensors, **encoder, "w_dec": tensors["w_dec"] / norms.clamp_min(1e-12)[:, None]}
+
+
 def with_b_dec_taken_off(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the same function for a format that takes b_dec off the inputs, from one that does not."""
     return _encoder_shifted(tensors, 1.0)

@@ -41,7 +41,7 @@ def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     tensors = Tensors(stored.path, {name.lower(): tensor for name, tensor in stored.values.items()})
     path = folder.resolve().as_posix()
     release = re.search(r"gemma-scope-[\w.]+(?:-it|-pt)?-(res|mlp|att|transcoders)\b", path)
-    place = re.search(r"/(?:layer_(\d+)|(embedding))(?:/|$)", path)
+    place = re.search(r"/(?:layer_(\d{1,6})|(embedding))(?:/|$)", path)
     site = release[1] if release else None
     if site == "att":
         raise fault(tensors.path, "the dictionary reads inside an attention, before its heads are mixed; none is there")

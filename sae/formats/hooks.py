@@ -35,7 +35,7 @@ def of_module(name: str, reads_input: bool) -> Hookpoint | None:
         name: the path, from the list of blocks on.
         reads_input: whether the dictionary reads what goes into the module, not what comes out: a transcoder.
     """
-    found = re.fullmatch(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)(?:\.(\w+))?", name)
+    found = re.fullmatch(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,6})(?:\.(\w+))?", name)
     if found is None or (found[2] is not None and found[2] not in _MODULES):
         return None
     layer, site = int(found[1]), _MODULES[found[2]] if found[2] else None
@@ -48,7 +48,7 @@ def of_module(name: str, reads_input: bool) -> Hookpoint | None:
 
 def of_transformer_lens(name: str) -> Hookpoint | None:
     """The hookpoint of a name such as `blocks.3.hook_resid_post` (SAELens)."""
-    found = re.fullmatch(r"blocks\.(\d+)\.(.*)", name)
+    found = re.fullmatch(r"blocks\.(\d{1,6})\.(.*)", name)
     if found is None:
         return None
     layer = int(found[1])
@@ -65,7 +65,7 @@ def in_transformer_lens(hookpoint: Hookpoint) -> str | None:
 
 def of_transformers(name: str) -> Hookpoint | None:
     """The hookpoint of a name such as `model.layers.3.output` (Gemma Scope 2)."""
-    found = re.fullmatch(r"(?:.*\.)?layers\.(\d+)\.(.*)", name)
+    found = re.fullmatch(r"(?:.*\.)?layers\.(\d{1,6})\.(.*)", name)
     return Hookpoint(int(found[1]), _TRANSFORMERS[found[2]]) if found and found[2] in _TRANSFORMERS else None
 
 

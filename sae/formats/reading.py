@@ -78,6 +78,14 @@ class Config:
             raise fault(self.path, f"{name} {value!r} is not supported, only {', '.join(supported)}")
         return value
 
+    def hookpoint(self) -> Hookpoint | None:
+        """The hookpoint by the name that this project gave it when it saved the file."""
+        noted = self.optional("hookpoint", str)
+        try:
+            return Hookpoint.parse(noted) if noted else None
+        except (InputError, ValueError):
+            raise fault(self.path, f"hookpoint {noted!r} is unknown") from None
+
     def section(self, name: str) -> Config:
         """A group of entries, empty where it is missing."""
         return Config(self.path, self.optional(name, dict) or {})

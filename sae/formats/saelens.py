@@ -16,7 +16,7 @@ from torch import Tensor
 from sae.architecture import Architecture, Kind, Normalise
 from sae.artifacts import write_json
 from sae.errors import InputError
-from sae.formats.folding import unscaled, without_b_dec_taken_off
+from sae.formats.folding import unscaled, with_unit_directions, without_b_dec_taken_off
 from sae.formats.hooks import HEADS, in_transformer_lens, of_transformer_lens, of_transformers
 from sae.formats.reading import Config, Tensors, architecture, assemble, described, fault, read_config, read_safetensors
 from sae.hookpoints import Hookpoint
@@ -78,7 +78,8 @@ def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     )
     parts = {"w_enc": w_enc.T.contiguous(), **_parts(tensors, shape)}
     if config.flag("rescale_acts_by_decoder_norm", False):
-        parts = _with_decoder_norms(parts)
+        # Latents count with the norms of their directions.
+        parts = with_unit_directions(parts)
     if normalise == "expected_average_only_in":
         parts["scale"] = _scale(folder, config)
     return assemble(shape, tensors.path, **parts), facts
@@ -110,8 +111,7 @@ def _described(config: Config, folder: Path) -> dict[str, Any]:
     heads = config.optional("reshape_activations", str) not in (None, "none")
     if heads or name.endswith(HEADS) or other.endswith(HEADS):
         raise fault(config.path, f"the dictionary reads {name or 'hook_z'}, inside an attention; no hookpoint is there")
-    noted = metadata.optional("hookpoint", str)
-    hookpoint = Hookpoint.parse(noted) if noted else of_transformers(other) or of_transformer_lens(name)
+    hookpoint = metadata.hookpoint() or of_transformers(other) or of_transformer_lens(name)
     facts = described("saelens", hookpoint, source_hook=name or other or folder.resolve().name)
     return {**facts, "seed": metadata.optional("seed", int)}
 
@@ -162,13 +162,6 @@ def _parts(tensors: Tensors, shape: Architecture) -> dict[str, Tensor]:
     if "scaling_factor" in tensors and bool((tensors.take("scaling_factor", n) != 1).any()):
         raise fault(tensors.path, "latents scaled after training (scaling_factor) are not supported")
     return parts
-
-
-def _with_decoder_norms(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Latents that count with the norms of their directions are those of a dictionary whose directions have norm 1."""
-    norms = parts["w_dec"].norm(dim=1)
-    encoder = {"w_enc": parts["w_enc"] * norms[:, None], "b_enc": parts["b_enc"] * norms}
-    return {**parts, **encoder, "w_dec": parts["w_dec"] / norms.clamp_min(1e-12)[:, None]}
 
 
 def save(folder: Path, model: SparseAutoencoder, facts: dict[str, Any]) -> None:

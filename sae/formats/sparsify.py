@@ -18,7 +18,6 @@ from sae.errors import InputError
 from sae.formats.folding import unscaled, with_b_dec_taken_off
 from sae.formats.hooks import of_module
 from sae.formats.reading import architecture, assemble, described, fault, read_config, read_safetensors
-from sae.hookpoints import Hookpoint
 from sae.model import SparseAutoencoder
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -64,17 +63,15 @@ def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
         raise fault(config.path, f"skip_connection is {skip}, the tensors say otherwise")
     if skip:
         parts["w_skip"] = tensors.take("W_skip", d_in, d_in)
-    noted = config.optional("hookpoint", str)
-    hookpoint = Hookpoint.parse(noted) if noted else None
     place, seed = _place(folder.resolve())
     noted_seed = config.optional("seed", int)
-    facts = described("sparsify", hookpoint or of_module(place, transcode), source_hook=place)
+    facts = described("sparsify", config.hookpoint() or of_module(place, transcode), source_hook=place)
     return assemble(shape, tensors.path, **parts), {**facts, "seed": seed if noted_seed is None else noted_seed}
 
 
 def _place(folder: Path) -> tuple[str, int | None]:
     """The module path that the folder is named after, and the seed where there is one."""
-    seed = re.fullmatch(r"seed(\d+)", folder.name)
+    seed = re.fullmatch(r"seed(\d{1,9})", folder.name)
     return (folder.parent.name, int(seed[1])) if seed else (folder.name, None)
 
 
