@@ -32,19 +32,13 @@ def with_unit_directions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_b_dec_taken_off(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the same function for a format that takes b_dec off the inputs, from one that does not."""
-    return _encoder_shifted(tensors, 1.0)
+    """The tensors of the same function for a format that takes b_dec off the inputs, from one that does not.
+
+    W_enc x + b = W_enc (x - b_dec) + (b + W_enc b_dec). For every kind but gated, which has a second bias.
+    """
+    return {**tensors, "b_enc": tensors["b_enc"] + tensors["w_enc"] @ tensors["b_dec"]}
 
 
 def without_b_dec_taken_off(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the same function for a format that does not take b_dec off the inputs, from one that does."""
-    return _encoder_shifted(tensors, -1.0)
-
-
-def _encoder_shifted(tensors: dict[str, Tensor], sign: float) -> dict[str, Tensor]:
-    """W_enc x + b = W_enc (x - b_dec) + (b + W_enc b_dec)."""
-    shift = sign * tensors["w_enc"] @ tensors["b_dec"]
-    shifted = {**tensors, "b_enc": tensors["b_enc"] + shift}
-    if "b_mag" in tensors:
-        shifted["b_mag"] = tensors["b_mag"] + tensors["r_mag"].exp() * shift
-    return shifted
+    """The reverse: for a format that does not take b_dec off the inputs, from one that does."""
+    return {**tensors, "b_enc": tensors["b_enc"] - tensors["w_enc"] @ tensors["b_dec"]}
