@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +15,9 @@ from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
 from sae.errors import InputError
-from sae.evaluate import evaluate
+from sae.evaluate import Placed, evaluate
 from sae.memory import keep_freed_memory
+from sae.metrics import BaselineFitter, TokenMean
 from sae.progress import Diverged, Progress
 from sae.runs import claim_run
 from sae.snapshots import SnapshotClock, SnapshotStore, environment
@@ -129,14 +129,11 @@ def _train_all(
     with _progress(config, writers) as progress:
         training = begin(source, plan, means, progress, snapshots)
         _run(training, config, snapshots)
-    chosen = [plan.places.index(spec.target) for spec in plan.specs]
-    own_fitters, own_means = [training.fitters[n] for n in chosen], [means[n] for n in chosen]
     trainers = list(training.trainers.values())
-    layers = [spec.layer for spec in plan.specs]
-    results = evaluate(subject, held_out, layers, [t.model for t in trainers], own_fitters, own_means)
+    results = evaluate(subject, held_out, _placed(plan, trainers, training.fitters, means))
     shared, seconds = kept_overlap(corpus), round(progress.seconds, 3)
-    for (spec, writer), trainer, result, mean in zip(writers.items(), trainers, results, own_means, strict=True):
-        save_dictionary(writer.partial, trainer.model, spec.facts(), mean)
+    for (spec, writer), trainer, result in zip(writers.items(), trainers, results, strict=True):
+        save_dictionary(writer.partial, trainer.model, spec.facts(), means[plan.places.index(spec.hookpoint)])
         _save_metrics(writer, trainer, result)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
         writer.finish({**counts, "overlap": shared}, {"training_seconds": seconds})
@@ -166,18 +163,25 @@ def _run(training: TrainingPass, config: TrainConfig, snapshots: SnapshotStore |
         raise InputError(f"{error}{snapshots.last_words() if snapshots else ''}") from None
 
 
+def _placed(
+    plan: Plan, trainers: Sequence[Trainer], fitters: Sequence[BaselineFitter], means: Sequence[TokenMean | None]
+) -> list[Placed]:
+    found = []
+    for spec, trainer in zip(plan.specs, trainers, strict=True):
+        place = plan.places.index(spec.target)
+        found.append(Placed(trainer.model, spec.hookpoint, spec.target, fitters[place], means[place]))
+    return found
+
+
 def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, Any]) -> None:
     dead = {"dead_share": trainer.dead_share, "dead_after_tokens": int(trainer.window)}
     metrics = {**result, **dead, "k": trainer.model.k, "n_tokens_train": trainer.tokens}
-    # JSON has no nan; a metric that is undefined is null.
-    write_json(writer.partial / "metrics.json", {k: None if math.isnan(v) else v for k, v in metrics.items()})
+    write_json(writer.partial / "metrics.json", metrics)
 
 
 def _check_subject(subject: Subject, args: Arguments) -> None:
-    for layer in args.train.layers:
-        subject.check_layer(layer)
     for spec in asked(args.train, args.sae):
-        spec.architecture(subject.d_model, subject.d_model)
+        spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target))
     subject.check_context(args.corpus.context_length)
 
 

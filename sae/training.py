@@ -62,13 +62,13 @@ class Source:
         """The vectors after the first `taken` batches of contexts, which the subject does not see again."""
         order = np.random.default_rng(self.config.seed)
         batches = self.store.batches(SUBJECT_BATCH_TOKENS, order, self.config.tokens)
-        layers = [place.layer for place in self.places]
-        return stream(self.subject, self.store, layers, itertools.islice(batches, taken, None))
+        return stream(self.subject, self.store, self.places, itertools.islice(batches, taken, None))
 
     def fitters(self) -> list[BaselineFitter]:
         """Fitters of the baselines, one a place, that have seen nothing."""
         vocabulary = int(self.subject.model.get_input_embeddings().weight.shape[0])
-        return [BaselineFitter(vocabulary, self.subject.d_model, self.subject.device) for _ in self.places]
+        subject = self.subject
+        return [BaselineFitter(vocabulary, subject.width(place), subject.device) for place in self.places]
 
     def token_means(self) -> list[TokenMean]:
         """Each token's mean vector at every place, from a pass of its own."""
@@ -82,7 +82,7 @@ class Source:
 def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
     """The activation stream, which the baselines see on its way to the dictionaries."""
     for batch in batches:
-        for fitter, x in zip(fitters, batch.layers, strict=True):
+        for fitter, x in zip(fitters, batch.vectors, strict=True):
             fitter.update(x, batch.token_ids)
         yield batch
 
@@ -145,7 +145,7 @@ def begin(
     if snapshot:
         _restore_stream(snapshot, source, buffer, fitters)
     vectors = without_token_means(source.vectors(buffer.taken), means)
-    batches = map(plan.pairs, buffer.batches(batch.layers for batch in _fitted(vectors, fitters)))
+    batches = map(plan.pairs, buffer.batches(batch.vectors for batch in _fitted(vectors, fitters)))
     first = next(batches)
     trainers = {s.name: _trainer(config, s, device, *pair) for s, pair in zip(plan.specs, first, strict=True)}
     step = 0
