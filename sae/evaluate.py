@@ -10,7 +10,7 @@ import torch
 
 from sae.activations import SUBJECT_BATCH_TOKENS, stream, without_token_means
 from sae.contexts import ContextStore
-from sae.metrics import BaselineFitter, ReconstructionCounter, TokenMean
+from sae.metrics import PCA, ReconstructionCounter, TokenMean
 from sae.model import SparseAutoencoder
 from sae.subject import Subject
 
@@ -20,15 +20,13 @@ def evaluate(
     held_out: ContextStore,
     layers: Sequence[int],
     models: Sequence[SparseAutoencoder],
-    fitters: Sequence[BaselineFitter],
+    baselines: Sequence[tuple[TokenMean, PCA]],
     means: Sequence[TokenMean | None],
 ) -> list[dict[str, Any]]:
     """Metrics of each dictionary on held-out documents, and beside them a token-mean lookup's and a PCA's.
 
     Dictionaries with `means` see, and are measured on, what is left without them.
     """
-    lookups = [fitter.token_mean() for fitter in fitters]
-    projections = [f.pca(model.k or 1) for f, model in zip(fitters, models, strict=True)]
     counters = [[ReconstructionCounter(subject.d_model) for _ in range(3)] for _ in layers]
     active = [0] * len(layers)
     batches = held_out.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
@@ -37,14 +35,15 @@ def evaluate(
         for place, x in enumerate(batch.layers):
             with torch.no_grad():
                 output = models[place](x)
-            guesses = (output.reconstruction, lookups[place].predict(tokens), projections[place].predict(x))
+            lookup, pca = baselines[place]
+            guesses = (output.reconstruction, lookup.predict(tokens), pca.predict(x))
             for counter, guess in zip(counters[place], guesses, strict=True):
                 counter.update(x, guess)
             active[place] += int((output.values > 0).sum())
     results = []
-    for (sae, lookup, pca), n_active in zip(counters, active, strict=True):
+    for (sae, by_token, by_pca), n_active in zip(counters, active, strict=True):
         own = sae.result()
-        baselines = {"fvu_token_mean": lookup.result().fvu, "fvu_pca": pca.result().fvu}
-        results.append({"fvu": own.fvu, "cosine": own.cosine, "l0": n_active / own.n_tokens, **baselines})
+        others = {"fvu_token_mean": by_token.result().fvu, "fvu_pca": by_pca.result().fvu}
+        results.append({"fvu": own.fvu, "cosine": own.cosine, "l0": n_active / own.n_tokens, **others})
         results[-1]["n_tokens_eval"] = own.n_tokens
     return results

@@ -21,7 +21,7 @@ from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, shuffled, str
 from sae.artifacts import ArtifactWriter, completed, dictionary_folder, read_json, write_json, writing
 from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
-from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
+from sae.config import FITTED, CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
 from sae.errors import InputError
@@ -29,8 +29,9 @@ from sae.evaluate import evaluate
 from sae.hookpoints import Hookpoint
 from sae.losses import finite
 from sae.memory import keep_freed_memory
-from sae.metrics import BaselineFitter, TokenMean
+from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
+from sae.nulls import Gaussian, gaussian_fvu, noise_of, set_directions, twins
 from sae.runs import claim_run
 from sae.specs import DictionarySpec, asked
 from sae.subject import Subject, load_subject
@@ -147,13 +148,18 @@ def _train_all(
     plan = Plan.of(list(writers))
     places = plan.places
     means = _token_means(subject, store, places, args) if args.sae.skip_embed else [None] * len(places)
+    laws = _laws(subject, store, places, args, means) if args.sae.null in FITTED else {}
     fitters = _fitters(subject, len(places))
     generator = torch.Generator().manual_seed(config.seed)
     vectors = _fitted(without_token_means(_vectors(subject, store, places, config), means), fitters)
     batches = shuffled(vectors, config.batch_tokens, config.buffer_tokens, generator)
+    normal = {place: Gaussian.of(laws[place], subject.device) for place in places if args.sae.null == "gaussian"}
+    if normal:
+        batches = twins(batches, list(normal.values()), [noise_of(config.seed, place) for place in places])
     first = next(batches)
     trainers = [
-        _trainer(args, spec, subject.device, *pair) for spec, pair in zip(plan.specs, plan.pairs(first), strict=True)
+        _trainer(args, spec, subject.device, pair, laws.get(spec.hookpoint))
+        for spec, pair in zip(plan.specs, plan.pairs(first), strict=True)
     ]
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context((w.partial / "train_log.jsonl").open("w")) for w in writers.values()]
@@ -163,11 +169,17 @@ def _train_all(
             raise InputError(f"training of {spec.name} diverged; pass a lower --learning-rate or --dtype float32")
     seconds = time.time() - started
     chosen = [places.index(spec.target) for spec in plan.specs]
-    own_fitters, own_means = [fitters[n] for n in chosen], [means[n] for n in chosen]
+    baselines = [
+        (fitters[n].token_mean(), fitters[n].pca(spec.sae.k)) for n, spec in zip(chosen, plan.specs, strict=True)
+    ]
+    own_means = [means[n] for n in chosen]
     layers = [spec.layer for spec in plan.specs]
-    results = evaluate(subject, held_out, layers, [t.model for t in trainers], own_fitters, own_means)
+    results = evaluate(subject, held_out, layers, [t.model for t in trainers], baselines, own_means)
     shared = kept_overlap(corpus)
     for (spec, writer), trainer, result, mean in zip(writers.items(), trainers, results, own_means, strict=True):
+        if normal:
+            noise = noise_of(config.seed + 1, spec.hookpoint)
+            result["fvu_gaussian"] = gaussian_fvu(trainer.model, normal[spec.hookpoint], config.eval_tokens, noise)
         save_dictionary(writer.partial, trainer.model, spec.facts(), mean)
         _save_metrics(writer, trainer, result)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
@@ -200,25 +212,49 @@ def _token_means(
     subject: Subject, store: ContextStore, places: Sequence[Hookpoint], args: Arguments
 ) -> list[TokenMean | None]:
     """Each token's mean vector over the training split, from a pass of its own."""
-    fitters = _fitters(subject, len(places))
-    batches = _fitted(_vectors(subject, store, places, args.train), fitters)
-    with tqdm(total=args.train.tokens, unit="tok", unit_scale=True, desc="token means", mininterval=1.0) as bar:
-        for batch in batches:
+    vectors = _vectors(subject, store, places, args.train)
+    return [fitter.token_mean() for fitter in _first_pass(subject, vectors, len(places), args, "token means")]
+
+
+def _laws(
+    subject: Subject,
+    store: ContextStore,
+    places: Sequence[Hookpoint],
+    args: Arguments,
+    means: Sequence[TokenMean | None],
+) -> dict[Hookpoint, Moments]:
+    """Mean and covariance of what a dictionary sees of the training split, from a pass of its own."""
+    vectors = without_token_means(_vectors(subject, store, places, args.train), means)
+    fitters = _first_pass(subject, vectors, len(places), args, "covariances")
+    return {place: fitter.moments() for place, fitter in zip(places, fitters, strict=True)}
+
+
+def _first_pass(
+    subject: Subject, vectors: Iterable[ActivationBatch], n: int, args: Arguments, title: str
+) -> list[BaselineFitter]:
+    fitters = _fitters(subject, n)
+    with tqdm(total=args.train.tokens, unit="tok", unit_scale=True, desc=title, mininterval=1.0) as bar:
+        for batch in _fitted(vectors, fitters):
             bar.update(len(batch.token_ids))
-    return [fitter.token_mean() for fitter in fitters]
+    return fitters
 
 
-def _trainer(args: Arguments, spec: DictionarySpec, device: torch.device, x: Tensor, target: Tensor) -> Trainer:
+def _trainer(
+    args: Arguments, spec: DictionarySpec, device: torch.device, pair: tuple[Tensor, Tensor], law: Moments | None
+) -> Trainer:
+    x, target = pair
     model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1])).to(device)
     # One generator per dictionary: which others are trained beside it must not change it.
     model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
+    model.initialise_thresholds(x, spec.sae.k)
+    set_directions(model, spec.sae.null, x, law)
     config = args.train
     return Trainer(model, spec.sae, learning_rate(config, model.n_latents), config.dead_after * config.tokens)
 
 
 def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, Any]) -> None:
     dead = {"dead_share": trainer.dead_share, "dead_after_tokens": int(trainer.window)}
-    metrics = {**result, **dead, "k": trainer.model.k, "n_tokens_train": trainer.tokens}
+    metrics = {**result, **dead, "k": trainer.sae.k, "n_tokens_train": trainer.tokens}
     # JSON has no nan; a metric that is undefined is null.
     write_json(writer.partial / "metrics.json", {k: None if math.isnan(v) else v for k, v in metrics.items()})
 
