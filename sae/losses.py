@@ -19,9 +19,9 @@ from sae.kernels import sparse_rows
 from sae.model import SparseAutoencoder
 from sae.sparsity import batch_topk, topk
 
-SPARSITY = {"jumprelu": 1e-3, "relu": 1e-2, "gated": 1e-2}
+SPARSITY = {"jumprelu": 3e-4, "relu": 0.2, "gated": 0.4}
 """Coefficients of the sparsity penalties by default."""
-BANDWIDTH = 0.1
+BANDWIDTH = 0.5
 """Width of the kernel that estimates the gradient of a jump, where a pre-activation is about 1."""
 
 
