@@ -45,6 +45,8 @@ class Pass:
     """The batch's fraction of variance unexplained, without gradient."""
     fired: Tensor
     """Which latents were active on some token, bool [n_latents]."""
+    l0: Tensor
+    """Active latents of a token, on average."""
     cut: Tensor | None = None
     """batch_topk: the smallest value that was kept."""
 
@@ -59,7 +61,7 @@ def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfi
     pre = model.pre_activations(model.inputs(x))
     values, indices = topk(pre, model.k or 1)
     loss, fvu = _selected_loss(model, pre, (values, indices), target * model.scale, sae, moment)
-    return Pass(loss, fvu, fired(model, values, indices))
+    return Pass(loss, fvu, fired(model, values, indices), l0(values))
 
 
 def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
@@ -72,7 +74,7 @@ def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SA
     loss, fvu = _selected_loss(model, pre, (values, indices), target * model.scale, sae, moment)
     kept = values.detach()
     cut = torch.where(kept > 0, kept, torch.inf).min()
-    return Pass(loss, fvu, fired(model, values, indices), cut)
+    return Pass(loss, fvu, fired(model, values, indices), l0(values), cut)
 
 
 def _selected_loss(
@@ -117,6 +119,11 @@ def fired(model: SparseAutoencoder, values: Tensor, indices: Tensor) -> Tensor:
     return mass.index_put_((indices.flatten(),), values.detach().flatten(), accumulate=True) > 0
 
 
+def l0(values: Tensor) -> Tensor:
+    """Active latents of a token on average, of values [token, any]."""
+    return (values.detach() > 0).sum() / max(1, len(values))
+
+
 def relu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """||x - x_hat||^2 + lambda ||f||_1: Bricken et al., Towards Monosemanticity, 2023.
 
@@ -127,7 +134,7 @@ def relu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfi
     error, whole = _dense_error(model, active, target), variation(target * model.scale)
     fvu = error / whole
     penalty = active.sum() / len(x) / model.d_in**0.5
-    return Pass(fvu + _coefficient(model, sae, moment) * penalty, fvu.detach(), (active > 0).any(0))
+    return Pass(fvu + _coefficient(model, sae, moment) * penalty, fvu.detach(), (active > 0).any(0), l0(active))
 
 
 def gated_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
@@ -145,7 +152,7 @@ def gated_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConf
     own = (target * model.scale - opened @ model.w_dec.detach() - model.b_dec.detach()).square().sum() / whole
     penalty = opened.sum() / len(x) / model.d_in**0.5
     loss = fvu + _coefficient(model, sae, moment) * penalty + own
-    return Pass(loss, fvu.detach(), (magnitude > 0).any(0))
+    return Pass(loss, fvu.detach(), (magnitude > 0).any(0), l0(magnitude))
 
 
 def jumprelu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
@@ -157,7 +164,7 @@ def jumprelu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEC
     active, count = jump(pre, model.threshold, BANDWIDTH)
     fvu = _dense_error(model, active, target) / variation(target * model.scale)
     loss = fvu + _coefficient(model, sae, moment) * count / len(x)
-    return Pass(loss, fvu.detach(), (active > 0).any(0))
+    return Pass(loss, fvu.detach(), (active > 0).any(0), l0(active))
 
 
 def _dense_error(model: SparseAutoencoder, active: Tensor, target: Tensor) -> Tensor:

@@ -6,15 +6,16 @@ Frozen ones follow Korznikov et al., arXiv 2602.14111: the subject is trained, a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sae.config import Null
 from sae.hookpoints import Hookpoint
-from sae.losses import Pass, fired, variation
+from sae.losses import Pass, fired, l0, variation
 from sae.metrics import Moments, ReconstructionCounter
 from sae.model import SparseAutoencoder
 
@@ -77,7 +78,7 @@ def observed(model: SparseAutoencoder, x: Tensor, target: Tensor) -> Pass:
     """What a training pass reports, of a dictionary that does not learn."""
     output = model(x)
     fvu = (target - output.reconstruction).square().sum() / variation(target)
-    return Pass(fvu, fvu, fired(model, output.values, output.indices))
+    return Pass(fvu, fvu, fired(model, output.values, output.indices), l0(output.values))
 
 
 @dataclass(frozen=True)
@@ -99,25 +100,27 @@ class Gaussian:
         return self.mean + noise @ self.root.T
 
 
-def noise_of(seed: int, place: Hookpoint) -> torch.Generator:
-    """The generator of a hookpoint's vectors: which others are drawn beside them must not change them."""
-    return torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(str(place).encode()))
+def noise(seed: int, place: Hookpoint, step: int) -> torch.Generator:
+    """The generator of one batch at one hookpoint: neither others beside it nor those before it change it."""
+    entropy = np.random.SeedSequence([seed, zlib.crc32(str(place).encode()), step])
+    return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
 def twins(
-    batches: Iterable[Sequence[Tensor]], laws: Sequence[Gaussian], generators: Sequence[torch.Generator]
+    batches: Iterable[Sequence[Tensor]], laws: Mapping[Hookpoint, Moments], seed: int, first_step: int = 0
 ) -> Iterator[tuple[Tensor, ...]]:
-    """As many normal vectors as a stream of batches has, for each of its hookpoints."""
-    for batch in batches:
-        drawn = zip(batch, laws, generators, strict=True)
-        yield tuple(law.draw(len(x), generator) for x, law, generator in drawn)
+    """As many normal vectors as a stream of batches has, for each of its hookpoints, from a step on."""
+    drawn: dict[Hookpoint, Gaussian] = {}
+    for step, batch in enumerate(batches, first_step):
+        drawn = drawn or {p: Gaussian.of(law, x.device) for (p, law), x in zip(laws.items(), batch, strict=True)}
+        yield tuple(g.draw(len(x), noise(seed, p, step)) for (p, g), x in zip(drawn.items(), batch, strict=True))
 
 
 @torch.no_grad()
-def gaussian_fvu(model: SparseAutoencoder, law: Gaussian, n_tokens: int, generator: torch.Generator) -> float:
+def gaussian_fvu(model: SparseAutoencoder, law: Moments, n_tokens: int, generator: torch.Generator) -> float:
     """FVU on fresh normal vectors: what a dictionary reaches where there is nothing but a covariance to learn."""
-    counter = ReconstructionCounter(model.d_in)
+    counter, fresh = ReconstructionCounter(model.d_in), Gaussian.of(law, model.w_enc.device)
     for first in range(0, n_tokens, DRAWN_AT_ONCE):
-        x = law.draw(min(DRAWN_AT_ONCE, n_tokens - first), generator)
+        x = fresh.draw(min(DRAWN_AT_ONCE, n_tokens - first), generator)
         counter.update(x, model(x).reconstruction)
     return counter.result().fvu

@@ -13,8 +13,8 @@ from sae.config import BASES, UNTRAINED, SAEConfig, Site, TrainConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 
-SWEPT = ("run", "layers", "sites", "seed", "seeds", "ks", "overwrite")
-"""Settings of a command that are not those of each dictionary."""
+SWEPT = ("run", "layers", "sites", "seed", "seeds", "ks", "overwrite", "snapshot_minutes", "snapshot_steps", "track")
+"""Settings of a command that are not those of each dictionary, or that change no number of it."""
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sae.config import UNTRAINED, SAEConfig, TrainConfig
+from sae.config import UNTRAINED, OptimiserState, SAEConfig, TrainConfig
 from sae.losses import PASSES, Moment, Pass
 from sae.model import SparseAutoencoder
 from sae.nulls import hold, keep_near, observed
+from sae.optimiser import adam
 
 
 def learning_rate(config: TrainConfig, n_latents: int) -> float:
@@ -34,6 +36,21 @@ class Rates:
     penalty: float = 1.0
 
 
+def rates_at(step: int, config: TrainConfig) -> Rates:
+    """The rates of a step."""
+    learning = schedule(step, config.n_steps, config.warmup, config.decay)
+    return Rates(learning, min(1.0, (step + 1) / (0.3 * config.n_steps)))
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """What the optimiser does beside its steps."""
+
+    state: OptimiserState = "float32"
+    clip: float | None = None
+    """Largest global norm of the gradient."""
+
+
 class Trainer:
     """Weights, optimiser and counters of one dictionary.
 
@@ -42,26 +59,35 @@ class Trainer:
         sae: architecture and loss.
         peak: peak learning rate.
         window: tokens without firing after which a latent is dead.
+        options: of the optimiser.
     """
 
-    def __init__(self, model: SparseAutoencoder, sae: SAEConfig, peak: float, window: float) -> None:
+    def __init__(
+        self,
+        model: SparseAutoencoder,
+        sae: SAEConfig,
+        peak: float,
+        window: float,
+        options: OptimiserOptions = OptimiserOptions(),
+    ) -> None:
         self.model = model
         self.sae = sae
         self.peak = peak
         self.window = window
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=peak, fused=True)
+        self.clip = options.clip
+        self.optimiser = adam(model.parameters(), peak, options.state)
         self.last_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=model.w_enc.device)
         self.tokens = 0
-        # Before the first step, so that a model of the same initialisation has the same.
+        # Of the initialisation, which a training that goes on repeats: no part of what a step changes.
         self.anchors = hold(model, sae.null)
 
-    def step(self, x: Tensor, target: Tensor, rates: Rates) -> Tensor:
-        """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the batch's FVU."""
+    def step(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
+        """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the pass before it."""
         untrained = self.sae.null in UNTRAINED
         result = observed(self.model, x, target) if untrained else self._learn(x, target, rates)
         self.tokens += len(x)
         self.last_fired.masked_fill_(result.fired, self.tokens)
-        return result.fvu
+        return result
 
     def _learn(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
         moment = Moment(self._dead(), rates.penalty)
@@ -69,6 +95,8 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         result.loss.backward()  # type: ignore[no-untyped-call]
         self.model.remove_radial_gradient()
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = self.peak * rates.learning
         self.optimiser.step()
@@ -91,3 +119,25 @@ class Trainer:
     def dead_share(self) -> float:
         """Share of the latents that have not fired in the last `window` tokens."""
         return float((self.last_fired <= self.tokens - self.window).float().mean())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name; tensors are shared with the trainer."""
+        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for place, held in self.optimiser.state_dict()["state"].items():
+            state |= {f"optimiser.{place}.{name}": tensor for name, tensor in held.items()}
+        return {**state, "last_fired": self.last_fired, "tokens": torch.tensor(self.tokens)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.model.load_state_dict(_below(state, "model."))
+        held: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below(state, "optimiser.").items():
+            place, _, part = name.partition(".")
+            held.setdefault(int(place), {})[part] = tensor
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": held})
+        self.last_fired.copy_(state["last_fired"])
+        self.tokens = int(state["tokens"])
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from sae.config import SAEConfig, TrainConfig
 from sae.losses import BANDWIDTH, PASSES, Moment
 from sae.model import SparseAutoencoder
 from sae.sparsity import batch_topk
-from sae.train import train
-from sae.trainer import Rates, Trainer
+from sae.trainer import Rates, Trainer, rates_at
 
 D, M, K = 6, 20, 3
 CASES: list[tuple[Kind, tuple[int, ...]]] = [*((kind, ()) for kind in KINDS), *((kind, (5, 11, M)) for kind in K_KINDS)]
@@ -199,8 +197,10 @@ def _learnt(x: Tensor, sae: SAEConfig, peak: float, generator: torch.Generator, 
     model.initialise(x[:1000], generator)
     model.initialise_thresholds(x[:1000], sae.k)
     trainer = Trainer(model, sae, peak, window)
-    batches = ([(x[i : i + 128], x[i : i + 128])] for i in range(0, len(x), 128))
-    train([trainer], batches, TrainConfig(Path("unused"), (0,), tokens=len(x), batch_tokens=128), [io.StringIO()])
+    config = TrainConfig(Path("unused"), (0,), tokens=len(x), batch_tokens=128)
+    for step in range(config.n_steps):
+        batch = x[step * 128 : step * 128 + 128]
+        trainer.step(batch, batch, rates_at(step, config))
     return trainer
 
 
