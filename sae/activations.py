@@ -1,4 +1,4 @@
-"""Activations of a subject as streams of vectors: in order for a cache, mixed for training."""
+"""Activations of a subject as streams of vectors, in the order of the contexts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ SUBJECT_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
+class Contexts:
+    """A batch of contexts as tensors on the CPU.
+
+    `ids` [context, position]; `documents` and `starts` [context] are what the control variant draws from; `usable`
+    [context, position] leaves out padding and first positions.
+    """
+
+    batch: Batch
+    ids: Tensor
+    documents: Tensor
+    starts: Tensor
+    usable: Tensor
+
+
+@dataclass(frozen=True)
 class ActivationBatch:
     """Vectors of the usable positions of some contexts: padding and first positions are left out.
 
@@ -31,10 +46,8 @@ class ActivationBatch:
     usable: Tensor
 
 
-def stream(
-    subject: Subject, store: ContextStore, hookpoints: Sequence[Hookpoint], batches: Iterable[Batch]
-) -> Iterator[ActivationBatch]:
-    """Run the subject over batches of contexts and give the vectors at some of its hookpoints."""
+def contexts(store: ContextStore, batches: Iterable[Batch]) -> Iterator[Contexts]:
+    """Batches of a store's contexts as the subject needs them."""
     keys = store.document_keys.astype(np.int64)
     for batch in batches:
         ids = torch.from_numpy(batch.ids)
@@ -42,9 +55,18 @@ def stream(
         starts = torch.from_numpy(store.starts[batch.contexts].astype(np.int64))
         positions = torch.arange(ids.shape[1])
         usable = (positions > 0) & (positions < torch.from_numpy(batch.lengths)[:, None])
-        found = caught(subject, ids, documents, starts, hookpoints)
-        kept = usable.to(subject.device)
-        yield ActivationBatch(tuple(x[kept].float() for x in found), ids[usable], batch, usable)
+        yield Contexts(batch, ids, documents, starts, usable)
+
+
+def stream(
+    subject: Subject, store: ContextStore, hookpoints: Sequence[Hookpoint], batches: Iterable[Batch]
+) -> Iterator[ActivationBatch]:
+    """Run the subject over batches of contexts and give the vectors at some of its hookpoints."""
+    for part in contexts(store, batches):
+        found = caught(subject, part.ids, part.documents, part.starts, hookpoints)
+        kept = part.usable.to(subject.device)
+        vectors = tuple(x[kept].float() for x in found)
+        yield ActivationBatch(vectors, part.ids[part.usable], part.batch, part.usable)
 
 
 def without_token_means(
@@ -55,43 +77,3 @@ def without_token_means(
         tokens = batch.token_ids.to(batch.vectors[0].device)
         pairs = zip(batch.vectors, means, strict=True)
         yield replace(batch, vectors=tuple(x if mean is None else x - mean.predict(tokens) for x, mean in pairs))
-
-
-def shuffled(
-    batches: Iterable[ActivationBatch], batch_tokens: int, buffer_tokens: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, ...]]:
-    """Mix a stream in a buffer of fixed size: fill it, give away a random half in batches, fill it again.
-
-    At the end everything is given away, so every vector comes exactly once; only a last batch may be smaller.
-
-    Args:
-        batches: the stream.
-        batch_tokens: vectors in a batch.
-        buffer_tokens: vectors that are mixed; at least two batches.
-        generator: draws the order.
-
-    Yields:
-        One [batch_tokens, width] tensor per hookpoint, rows aligned between them.
-    """
-    size = max(buffer_tokens, 2 * batch_tokens)
-    parts: list[tuple[Tensor, ...]] = []
-    held = 0
-    for batch in batches:
-        parts.append(batch.vectors)
-        held += len(batch.token_ids)
-        if held >= size:
-            mixed = _mix(parts, generator)
-            away = held // 2 // batch_tokens * batch_tokens
-            for first in range(0, away, batch_tokens):
-                yield tuple(x[first : first + batch_tokens] for x in mixed)
-            parts, held = [tuple(x[away:] for x in mixed)], held - away
-    if held:
-        mixed = _mix(parts, generator)
-        for first in range(0, held, batch_tokens):
-            yield tuple(x[first : first + batch_tokens] for x in mixed)
-
-
-def _mix(parts: list[tuple[Tensor, ...]], generator: torch.Generator) -> tuple[Tensor, ...]:
-    vectors = [torch.cat(column) for column in zip(*parts, strict=True)]
-    order = torch.randperm(len(vectors[0]), generator=generator).to(vectors[0].device)
-    return tuple(x[order] for x in vectors)

@@ -9,12 +9,16 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
+from sae.architecture import K_KINDS, Kind
 from sae.errors import InputError
 
 Variant = Literal[
     "trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "rerandomised-block", "permuted", "control"
 ]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+Site = Literal["residual", "mlp", "attention", "transcoder"]
+OptimiserState = Literal["float32", "bfloat16", "8bit"]
+Track = Literal["none", "wandb", "trackio"]
 LARGEST_SEED = 2**32 - 1
 
 
@@ -72,19 +76,61 @@ class CorpusConfig:
     """Longest context, in tokens; a context holds one document."""
 
 
+Null = Literal[
+    "none",
+    "frozen-decoder",
+    "soft-frozen-decoder",
+    "frozen-encoder",
+    "random-directions",
+    "pca",
+    "neurons",
+    "gaussian",
+]
+
+
+BASES: tuple[Null, ...] = ("pca", "neurons")
+"""A basis and its opposites: 2 d_in latents."""
+UNTRAINED: tuple[Null, ...] = ("random-directions", *BASES)
+FITTED: tuple[Null, ...] = ("pca", "gaussian")
+"""Those that need the covariance of the activations first."""
+
+
 @dataclass(frozen=True)
 class SAEConfig:
-    """One TopK sparse autoencoder."""
+    """One sparse autoencoder: its architecture and its loss."""
 
+    architecture: Kind = "topk"
+    """How latents become active: topk, batch_topk, jumprelu, relu or gated (docs/training.md)."""
     k: int = 32
-    """Latents active per token."""
+    """Latents active per token; of batch_topk on average, of jumprelu at first; relu and gated have none."""
     expansion: int = 16
-    """Latents per input dimension."""
+    """Latents per input dimension; always 2 for the nulls pca and neurons."""
+    matryoshka: tuple[float, ...] = ()
+    """Shares of the latents that reconstruct by themselves as well, e.g. 0.0625 0.25; for topk and batch_topk."""
+    sparsity: float | None = None
+    """Coefficient of the sparsity penalty of jumprelu, relu and gated; by default one of docs/training.md."""
+    auxk: float = 1 / 32
+    """Coefficient of the loss that revives dead latents, for topk and batch_topk; 0 leaves it out."""
+    null: Null = "none"
+    """A baseline in place of the trained dictionary: something frozen, random, or without training."""
     skip_embed: bool = False
     """Take each token's mean vector off first: what is left is what the context adds."""
 
     def __post_init__(self) -> None:
         _at_least(1, k=self.k, expansion=self.expansion)
+        if self.matryoshka and self.architecture not in K_KINDS:
+            raise InputError(f"--matryoshka goes with --architecture {' or '.join(K_KINDS)}, not {self.architecture}")
+        if not all(0 < share <= 1 for share in self.matryoshka):
+            raise InputError(f"--matryoshka takes shares of the latents, above 0 and at most 1, got {self.matryoshka}")
+        if self.sparsity is not None and (self.architecture in K_KINDS or not 0 <= self.sparsity < math.inf):
+            expected = "a number of at least 0, with --architecture jumprelu, relu or gated"
+            raise InputError(f"--sparsity expected {expected}; got {self.sparsity} with {self.architecture}")
+        if self.null in UNTRAINED and (self.architecture != "topk" or self.matryoshka):
+            raise InputError(
+                f"--null {self.null} is not trained: it goes with --architecture topk, without --matryoshka"
+            )
+        if not 0 <= self.auxk < math.inf:
+            raise InputError(f"--auxk must be at least 0 and finite, got {self.auxk}")
 
 
 @dataclass(frozen=True)
@@ -97,8 +143,14 @@ class TrainConfig:
     """Blocks, counted from zero: the residual stream after each gets a dictionary."""
     tokens: int = 1_000_000
     """Training tokens, taken from the SAE split."""
+    sites: tuple[Site, ...] = ("residual",)
+    """What of a block gets one: residual stream, what mlp or attention adds to it, or a transcoder of its MLP."""
     seed: int = 0
     """Seed of the dictionary's initialisation and of the order of the data."""
+    seeds: tuple[int, ...] = ()
+    """Several initialisations in one pass, in the order of the data that --seed gives; by default --seed alone."""
+    ks: tuple[int, ...] = ()
+    """Several values of k in one pass; by default --k alone."""
     batch_tokens: int = 1024
     """Activation vectors in an optimiser step."""
     learning_rate: float | None = None
@@ -107,6 +159,10 @@ class TrainConfig:
     """Share of the steps over which the learning rate rises."""
     decay: float = 0.3
     """Share of the steps, at the end, over which it falls to zero."""
+    clip: float | None = None
+    """Largest global norm of a dictionary's gradient; longer ones are scaled down to it. By default none is."""
+    optimiser_state: OptimiserState = "float32"
+    """How Adam's two moments are held: 8 bytes a weight, 4 (bfloat16) or 2 (8bit)."""
     buffer_tokens: int = 65_536
     """Activation vectors mixed in the shuffle buffer."""
     dead_after: float = 0.1
@@ -117,19 +173,50 @@ class TrainConfig:
     """Go over the split again when it has fewer tokens than asked."""
     overwrite: bool = False
     """Replace dictionaries of the same name that were made with other settings."""
+    snapshot_minutes: float = 10.0
+    """Minutes between snapshots, from which a killed training goes on; 0 neither writes nor uses any."""
+    snapshot_steps: int | None = None
+    """Optimiser steps between snapshots, instead of minutes."""
+    track: Track = "none"
+    """Send the training curves to a service as well: wandb or trackio."""
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return math.ceil(self.tokens / self.batch_tokens)
+
+    @property
+    def snapshots(self) -> bool:
+        """Whether snapshots are written and used."""
+        return bool(self.snapshot_steps or self.snapshot_minutes)
 
     def __post_init__(self) -> None:
         _at_least(1, tokens=self.tokens)
         # The loss is relative to the variance within a batch.
         _at_least(2, batch_tokens=self.batch_tokens)
         _at_least(1, buffer_tokens=self.buffer_tokens, eval_tokens=self.eval_tokens)
-        _check_seed(seed=self.seed)
+        for seed in (self.seed, *self.seeds):
+            _check_seed(seed=seed)
+        for k in self.ks:
+            _at_least(1, ks=k)
         if not self.layers:
             raise InputError("--layers names no layer; give block numbers counted from zero, e.g. --layers 1 3")
-        if len(set(self.layers)) < len(self.layers):
-            raise InputError(f"--layers names a layer twice: {' '.join(map(str, self.layers))}")
+        if min(self.layers) < 0:
+            raise InputError(f"layer {min(self.layers)} is out of range: blocks are counted from zero")
+        if not self.sites:
+            raise InputError("--sites names none; leave it out for the residual stream")
+        for name in ("layers", "sites", "seeds", "ks"):
+            found = getattr(self, name)
+            if len(set(found)) < len(found):
+                raise InputError(f"--{name} names something twice: {' '.join(map(str, found))}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate must be positive and finite, got {self.learning_rate}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise InputError(f"--clip must be positive and finite, got {self.clip}; leave it out to clip nothing")
+        if not 0 <= self.snapshot_minutes < math.inf:
+            raise InputError(f"--snapshot-minutes must be at least 0 and finite, got {self.snapshot_minutes}")
+        if self.snapshot_steps is not None:
+            _at_least(1, snapshot_steps=self.snapshot_steps)
         for name in ("warmup", "decay", "dead_after"):
             share = getattr(self, name)
             if not 0 <= share <= 1:

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_FREE = {
     "sae",
+    "sae.architecture",
     "sae.artifacts",
     "sae.cli",
     "sae.config",

@@ -19,8 +19,11 @@ from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 from sae.latents import LatentCache
 from sae.model import SparseAutoencoder
+from sae.progress import Progress
+from sae.specs import DictionarySpec
 from sae.subject import caught, load_subject
-from sae.train import Trainer, dictionary_slug, learning_rate, main, schedule, train
+from sae.train import main, train
+from sae.trainer import Trainer, learning_rate, schedule
 
 
 def _flags(run: Path, subject: Path, corpus: Path) -> list[str]:
@@ -37,7 +40,10 @@ def test_planted_directions_are_recovered() -> None:
     model = SparseAutoencoder(Architecture("topk", 16, 48, 3))
     model.initialise(x[:1000], generator)
     config = TrainConfig(Path("unused"), (0,), tokens=len(x), batch_tokens=128)
-    train([Trainer(model, 3e-3)], ((x[i : i + 128],) for i in range(0, len(x), 128)), config, [io.StringIO()])
+    batches = ([(x[i : i + 128], x[i : i + 128])] for i in range(0, len(x), 128))
+    progress = Progress({"planted": io.StringIO()}, config)
+    train([Trainer(model, SAEConfig(k=3), 3e-3, 1e9)], batches, config, progress)
+    progress.close()
     cosine = (truth @ model.w_dec.detach().T).max(1).values
     assert float(cosine.mean()) > 0.9
 
@@ -52,15 +58,15 @@ def test_the_schedule_rises_stays_and_falls_to_zero() -> None:
 
 
 def test_a_latent_that_has_not_fired_in_the_window_is_dead() -> None:
-    trainer = Trainer(SparseAutoencoder(Architecture("topk", 4, 8, 2)), 1e-3)
+    trainer = Trainer(SparseAutoencoder(Architecture("topk", 4, 8, 2)), SAEConfig(k=2), 1e-3, 50)
     trainer.tokens = 100
     trainer.last_fired[:] = torch.tensor([0, 10, 49, 50, 51, 90, 100, 100])
-    assert trainer.dead_share(50) == pytest.approx(4 / 8)
+    assert trainer.dead_share == pytest.approx(4 / 8)
 
 
 def test_names_say_what_differs_from_the_defaults() -> None:
-    assert dictionary_slug(3, SAEConfig(), 0) == "layers.3"
-    assert dictionary_slug(3, SAEConfig(k=16, expansion=8), 2) == "layers.3.k16.x8.s2"
+    assert DictionarySpec(3, "residual", SAEConfig(), 0).name == "layers.3"
+    assert DictionarySpec(3, "residual", SAEConfig(k=16, expansion=8), 2).name == "layers.3.k16.x8.s2"
 
 
 def test_the_default_learning_rate_falls_with_the_root_of_the_width() -> None:
@@ -111,7 +117,7 @@ def test_a_layer_trained_alone_equals_the_same_layer_trained_beside_others(
         (["--layers", "0", "--tokens", "99999999"], r"the sae split of .* has .* tokens, 99,999,999 were asked"),
         (["--layers", "0", "--context-length", "300"], r"--context-length 300 is too long.*at most 256"),
         (["--layers", "0", "--context-length", "2"], r"context length"),
-        (["--layers", "0", "--learning-rate", "1e38"], r"training at layer 0 diverged.*lower --learning-rate"),
+        (["--layers", "0", "--learning-rate", "1e38"], r"training of layers.0.k4.x2 diverged.*lower --learning-rate"),
         (["--layers", "0", "--seed", "99999999999"], r"--seed must be at most 4294967295"),
         (["--layers", "0", "--variant", "rerandomised-block"], r"--variant-block N go together"),
         (["--layers", "0", "--variant", "rerandomised-block", "--variant-block", "7"], r"has blocks 0 to 2"),
