@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae.config import OptimiserState, SAEConfig, TrainConfig
+from sae.config import UNTRAINED, OptimiserState, SAEConfig, TrainConfig
 from sae.losses import PASSES, Moment, Pass
 from sae.model import SparseAutoencoder
+from sae.nulls import hold, keep_near, observed
 from sae.optimiser import adam
 
 
@@ -77,9 +78,18 @@ class Trainer:
         self.optimiser = adam(model.parameters(), peak, options.state)
         self.last_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=model.w_enc.device)
         self.tokens = 0
+        # Of the initialisation, which a training that goes on repeats: no part of what a step changes.
+        self.anchors = hold(model, sae.null)
 
     def step(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
         """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the pass before it."""
+        untrained = self.sae.null in UNTRAINED
+        result = observed(self.model, x, target) if untrained else self._learn(x, target, rates)
+        self.tokens += len(x)
+        self.last_fired.masked_fill_(result.fired, self.tokens)
+        return result
+
+    def _learn(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
         moment = Moment(self._dead(), rates.penalty)
         result = PASSES[self.sae.architecture](self.model, x, target, self.sae, moment)
         self.optimiser.zero_grad(set_to_none=True)
@@ -91,8 +101,11 @@ class Trainer:
             group["lr"] = self.peak * rates.learning
         self.optimiser.step()
         self.model.normalise_decoder()
-        self.tokens += len(x)
-        self.last_fired[result.indices[result.values > 0]] = self.tokens
+        self.model.keep_thresholds_positive()
+        if self.anchors is not None:
+            keep_near(self.model.w_dec, self.anchors)
+        if result.cut is not None:
+            self.model.learn_threshold(result.cut)
         return result
 
     def _dead(self) -> Tensor | None:

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, stream, witho
 from sae.config import TrainConfig
 from sae.contexts import ContextStore
 from sae.hookpoints import Hookpoint
-from sae.metrics import BaselineFitter, TokenMean
+from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
+from sae.nulls import set_directions, twins
 from sae.progress import Progress
 from sae.shuffling import ShuffleBuffer
 from sae.snapshots import Part, Snapshot, SnapshotStore
@@ -71,11 +73,19 @@ class Source:
 
     def token_means(self) -> list[TokenMean]:
         """Each token's mean vector at every place, from a pass of its own."""
+        return [fitter.token_mean() for fitter in self._first_pass(self.vectors(), "token means")]
+
+    def laws(self, means: Sequence[TokenMean | None]) -> dict[Hookpoint, Moments]:
+        """Mean and covariance of what a dictionary sees at every place, from a pass of its own."""
+        fitters = self._first_pass(without_token_means(self.vectors(), means), "covariances")
+        return {place: fitter.moments() for place, fitter in zip(self.places, fitters, strict=True)}
+
+    def _first_pass(self, vectors: Iterable[ActivationBatch], title: str) -> list[BaselineFitter]:
         fitters = self.fitters()
-        with tqdm(total=self.config.tokens, unit="tok", unit_scale=True, desc="token means", mininterval=1.0) as bar:
-            for batch in _fitted(self.vectors(), fitters):
+        with tqdm(total=self.config.tokens, unit="tok", unit_scale=True, desc=title, mininterval=1.0) as bar:
+            for batch in _fitted(vectors, fitters):
                 bar.update(len(batch.token_ids))
-        return [fitter.token_mean() for fitter in fitters]
+        return fitters
 
 
 def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
@@ -135,8 +145,12 @@ def begin(
     means: Sequence[TokenMean | None],
     progress: Progress,
     snapshots: SnapshotStore | None,
+    laws: Mapping[Hookpoint, Moments] = MappingProxyType({}),
 ) -> TrainingPass:
-    """A training pass at its beginning, or where the newest snapshot that fits it was taken."""
+    """A training pass at its beginning, or where the newest snapshot that fits it was taken.
+
+    `laws` are the moments of what is seen at every place, for the nulls that need them.
+    """
     config, device = source.config, source.subject.device
     buffer = ShuffleBuffer(config.batch_tokens, config.buffer_tokens, torch.Generator().manual_seed(config.seed))
     fitters = source.fitters()
@@ -144,12 +158,17 @@ def begin(
     if snapshot:
         _restore_stream(snapshot, source, buffer, fitters)
     vectors = without_token_means(source.vectors(buffer.taken), means)
-    batches = map(plan.pairs, buffer.batches(batch.vectors for batch in _fitted(vectors, fitters)))
+    mixed = buffer.batches(batch.vectors for batch in _fitted(vectors, fitters))
+    step = int(snapshot.facts["step"]) if snapshot else 0
+    if any(spec.sae.null == "gaussian" for spec in plan.specs):
+        mixed = twins(mixed, {place: laws[place] for place in plan.places}, config.seed, step)
+    batches = map(plan.pairs, mixed)
     first = next(batches)
-    trainers = {s.name: _trainer(config, s, device, *pair) for s, pair in zip(plan.specs, first, strict=True)}
-    step = 0
+    trainers = {
+        s.name: _trainer(config, s, pair, device, laws.get(s.hookpoint))
+        for s, pair in zip(plan.specs, first, strict=True)
+    }
     if snapshot:
-        step = int(snapshot.facts["step"])
         for name, trainer in trainers.items():
             trainer.load_state_dict(snapshot.part(f"dictionary.{name}", device))
             tokens = trainer.tokens
@@ -172,10 +191,19 @@ def _restore_stream(
         fitter.load_state_dict(snapshot.part(f"baselines.{name}", device))
 
 
-def _trainer(config: TrainConfig, spec: DictionarySpec, device: torch.device, x: Tensor, target: Tensor) -> Trainer:
+def _trainer(
+    config: TrainConfig,
+    spec: DictionarySpec,
+    pair: tuple[Tensor, Tensor],
+    device: torch.device,
+    law: Moments | None,
+) -> Trainer:
+    x, target = pair
     model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1])).to(device)
     # One generator per dictionary: which others are trained beside it must not change it.
     model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
+    model.initialise_thresholds(x, spec.sae.k)
+    set_directions(model, spec.sae.null, x, law)
     options = OptimiserOptions(config.optimiser_state, config.clip)
     peak, window = learning_rate(config, model.n_latents), config.dead_after * config.tokens
     return Trainer(model, spec.sae, peak, window, options)
