@@ -56,6 +56,8 @@ class SpeedConfig:
     """Tokens in a step."""
     k: int = 32
     """Active latents."""
+    against: tuple[str, ...] = ()
+    """Only opponents whose names begin so, e.g. encoder sparsify; by default all that are installed."""
     runs: int = 7
     """Timed steps of each, after one to warm up."""
     isa: Isa = "default"
@@ -181,11 +183,14 @@ def installed(name: str) -> bool:
 def size_table(size: dict[str, int], config: SpeedConfig) -> Iterator[str]:
     """The lines of one size's table."""
     found: dict[str, Meeting] = {}
-    for name in filter(installed, OPPONENTS):
+    asked = [name for name in OPPONENTS if not config.against or name.startswith(config.against)]
+    for name in filter(installed, asked):
         try:
             found[name] = meeting("ours", name, size, config)
         except BrokenOff as reason:
             log.warning("%s", reason)
+    if not found:
+        raise InputError("no opponent could be timed; see the messages above, or ask for others with --against")
     ours = statistics.median(each.ours.cpu for each in found.values())
     wall = statistics.median(each.ours.wall for each in found.values())
     memory = next(iter(found.values())).ours.memory
