@@ -8,6 +8,7 @@ or that is not finite, is computed densely.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,8 +28,12 @@ MANY = 128
 """Candidates of a token that are never too many; beyond, a dense row costs less than its candidates one by one."""
 NOTHING = torch.iinfo(torch.int16).max
 """As the bits of a bfloat16, more than any number."""
-CPU_BYTES, DEVICE_BYTES = 32 << 20, 1 << 30
-"""Size of the pre-activations held at a time: on a CPU what stays in cache between product and selection."""
+BLOCK = 1024
+"""Latents in a product on a CPU."""
+CACHE_BYTES = 4 << 20
+"""Size of what such a product writes, and of other things that should stay in a CPU's cache between two passes."""
+LARGEST_BYTES = 1 << 28
+"""Size of the pre-activations held at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,10 @@ class Screen:
     def of(cls, w_enc: Tensor, b_enc: Tensor, group: int) -> Screen:
         """Of a float32 encoder [n_latents, d_in] and its bias [n_latents]."""
         n, d = w_enc.shape
-        padded, width = _round_up(n, group), _round_up(d + 2, 16)
+        padded, width = _round_up(n, _block(n, group, w_enc.device)), _round_up(d + 2, 16)
         weights = w_enc.new_zeros(padded, width, dtype=torch.bfloat16)
         norms, residuals, biases = (w_enc.new_zeros(padded) for _ in range(3))
-        for rows in slices(n, 4 * d, w_enc.device, CPU_BYTES >> 6):
+        for rows in slices(n, CACHE_BYTES // (32 * d) if w_enc.device.type == "cpu" else n):
             exact, rounded = w_enc[rows], weights[rows, :d]
             rounded.copy_(exact)
             torch.linalg.vector_norm(exact, dim=1, out=norms[rows])
@@ -111,11 +116,10 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def slices(n: int, row_bytes: int, device: torch.device, cpu_bytes: int = CPU_BYTES) -> Iterator[slice]:
-    """Consecutive slices of n rows that are processed at a time."""
-    rows = max(1, (cpu_bytes if device.type == "cpu" else DEVICE_BYTES) // max(row_bytes, 1))
-    for start in range(0, n, rows):
-        yield slice(start, min(start + rows, n))
+def slices(n: int, rows: int) -> Iterator[slice]:
+    """Slices of n rows, at most some at a time."""
+    for start in range(0, n, max(1, rows)):
+        yield slice(start, min(start + max(1, rows), n))
 
 
 @cache
@@ -160,6 +164,79 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Pre-activations, block of latents by block: what a product writes is still in cache when its maxima are taken."""
+
+    blocks: Tensor
+    """[block, token, latents of a block]."""
+    best: Tensor
+    """Largest of each group, [token, group]."""
+    group: int
+
+    @classmethod
+    def of(cls, x: Tensor, weights: Tensor, bias: Tensor | None, group: int) -> Scores:
+        """Of inputs [token, d] and weights [n_latents, d]; of bfloat16, the bits."""
+        n, in_block = len(weights), _block(len(weights), group, x.device)
+        blocks = x.new_empty(-(-n // in_block), len(x), in_block)
+        kind = torch.int16 if x.dtype == torch.bfloat16 else x.dtype
+        best = torch.empty(len(blocks), len(x), in_block // group, dtype=kind, device=x.device)
+        for block, largest, start in zip(blocks, best, range(0, n, in_block), strict=True):
+            stop = min(start + in_block, n)
+            torch.mm(x, weights[start:stop].T, out=block[:, : stop - start])
+            if bias is not None:
+                block[:, : stop - start] += bias[start:stop]
+            block[:, stop - start :] = -torch.inf
+            torch.amax(block.view(kind).view(len(x), -1, group), 2, out=largest)
+        return cls(blocks.view(kind), best.transpose(0, 1).reshape(len(x), -1), group)
+
+    def reaching(self, asked: Tensor) -> tuple[Tensor, ...]:
+        """Where scores reach what their token and group ask; nothing of a token where too many do.
+
+        Args:
+            asked: [token, group] or [token, 1].
+
+        Returns:
+            Tokens, latents and places in the flattened blocks, int64 [pair] each; whether a token has few enough.
+        """
+        group, (n_tokens, count), in_block = self.group, self.best.shape, self.blocks.shape[2] // self.group
+        chosen = (self.best >= asked).view(-1).nonzero().squeeze(1)
+        tokens = chosen.div(count, rounding_mode="floor")
+        columns = chosen - tokens * count
+        # Groups lie by block, token and place in the block.
+        stored = columns + in_block * (tokens + columns.div(in_block, rounding_mode="floor") * (n_tokens - 1))
+        held = self.blocks.view(-1, group).index_select(0, stored)
+        hits = held >= asked.expand_as(self.best).reshape(-1)[chosen][:, None]
+        # Eight at a time, most of them without a hit.
+        words = hits.view(torch.int64).view(-1)
+        hit = words.nonzero().squeeze(1)
+        entry = hit.div(group // 8, rounding_mode="floor")
+        few = torch.bincount(tokens[entry], minlength=n_tokens) <= max(MANY, count * group // 16)
+        if not few.all():
+            kept = few[tokens[entry]]
+            hit, entry = hit[kept], entry[kept]
+        bits = words[hit].view(torch.bool).nonzero().squeeze(1)
+        word = bits >> 3
+        entry, inside = entry[word], (hit[word] * 8) % group + (bits & 7)
+        return tokens[entry], columns[entry] * group + inside, stored[entry] * group + inside, few
+
+
+@contextlib.contextmanager
+def _float32_sums() -> Iterator[None]:
+    """Without what CUDA may do by default: round partial sums of a bfloat16 product, which no bound here allows for."""
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_bf16_reduced_precision_reduction
+    flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        flags.allow_bf16_reduced_precision_reduction = before
+
+
+def _block(n_latents: int, group: int, device: torch.device) -> int:
+    return BLOCK if device.type == "cpu" and n_latents > BLOCK else _round_up(n_latents, group)
+
+
+@dataclass(frozen=True)
 class Encoder:
     """An encoder, and how its largest pre-activations are looked for."""
 
@@ -174,16 +251,18 @@ class Encoder:
         """With the arithmetic asked for, or the faster one on the device."""
         # Twice as many groups as are wanted: the k-th largest of their maxima is then close to the k-th largest of all.
         group = next((size for size in GROUPS if len(w_enc) >= 2 * question.k * size), None)
-        if w_enc.dtype != torch.float32 or group is None:
-            dtype = w_enc.dtype
+        if w_enc.dtype not in (torch.float32, torch.float64):
+            group = None
         dtype = dtype or screen_dtype(w_enc.device)
-        rounds = dtype == torch.bfloat16 and group is not None
+        rounds = w_enc.dtype == torch.float32 and dtype == torch.bfloat16
         return cls(w_enc, b_enc, question, group, Screen.of(w_enc, b_enc, group) if rounds and group else None)
 
     @property
-    def row_bytes(self) -> int:
-        """Size of one token's pre-activations."""
-        return len(self.w_enc) * (2 if self.screen else self.w_enc.element_size())
+    def tokens(self) -> int:
+        """How many to look at at a time."""
+        size = 2 if self.screen else self.w_enc.element_size()
+        most = LARGEST_BYTES // (size * len(self.w_enc))
+        return max(1, min(most, CACHE_BYTES // (size * BLOCK)) if self.w_enc.device.type == "cpu" else most)
 
     def dense(self, x: Tensor) -> Tensor:
         """All pre-activations of x [token, d_in]."""
@@ -202,15 +281,15 @@ class Encoder:
         """Those that a product in bfloat16 cannot exclude."""
         rounded = screen.inputs(x)
         # Positive floats are ordered as the integers that their bits are, and no other score is asked for.
-        scores = torch.mm(rounded, screen.weights.T).view(torch.int16)
-        best = scores.view(len(x), -1, screen.group).amax(2)
+        with _float32_sums():
+            scores = Scores.of(rounded, screen.weights, None, screen.group)
         errors = screen.errors(x, rounded)
-        least = self.question.least(best.view(torch.bfloat16).float().mul_(1 - UNIT_ROUNDOFF).sub_(errors))
+        least = self.question.least(scores.best.view(torch.bfloat16).float().mul_(1 - UNIT_ROUNDOFF).sub_(errors))
         asked = (least - errors).div_(1 + UNIT_ROUNDOFF)
         clear = (asked > 0).all(1)
         # The upper half of a positive float32 is the bfloat16 below it.
         bits = torch.where(clear[:, None], asked.view(torch.int32) >> 16, NOTHING).to(torch.int16)
-        tokens, latents, _, few = _reaching(scores, best, bits, screen.group)
+        tokens, latents, _, few = scores.reaching(bits)
         # By latent, each row of the encoder is read once.
         order = by_latent(latents, len(self.w_enc))
         dots = torch.empty_like(latents, dtype=x.dtype)
@@ -219,48 +298,12 @@ class Encoder:
 
     def _unrounded(self, x: Tensor, group: int) -> Pairs:
         """The same from a product in the inputs' own precision."""
-        n = len(self.w_enc)
-        scores = x.new_empty(len(x), _round_up(n, group))
-        scores[:, n:] = -torch.inf
-        torch.mm(x, self.w_enc.T, out=scores[:, :n])
-        scores[:, :n] += self.b_enc
-        best = scores.view(len(x), -1, group).amax(2)
-        least = self.question.least(best)
+        scores = Scores.of(x, self.w_enc, self.b_enc, group)
+        least = self.question.least(scores.best)
         clear = least > -torch.inf
-        tokens, latents, places, few = _reaching(scores, best, torch.where(clear, least, torch.nan), group)
+        tokens, latents, places, few = scores.reaching(torch.where(clear, least, torch.nan))
         unscreened = (~(clear.squeeze(1) & few)).nonzero().squeeze(1)
-        return Pairs(tokens, latents, scores.view(-1)[places], unscreened, least)
-
-
-def _reaching(scores: Tensor, best: Tensor, asked: Tensor, group: int) -> tuple[Tensor, ...]:
-    """Where scores reach what their token and group ask; nothing of a token where too many do.
-
-    Args:
-        scores: [token, group count * group], contiguous.
-        best: largest score of each group, [token, group count].
-        asked: [token, group count] or [token, 1].
-        group: a multiple of eight.
-
-    Returns:
-        Tokens, latents and places in the flattened scores, int64 [pair] each; and whether a token has few enough.
-    """
-    count = best.shape[1]
-    groups = (best >= asked).view(-1).nonzero().squeeze(1)
-    hits = scores.view(-1, group).index_select(0, groups) >= asked.expand_as(best).reshape(-1)[groups][:, None]
-    # Eight at a time, most of them without a hit.
-    words = hits.view(torch.int64).view(-1)
-    held = words.nonzero().squeeze(1)
-    of_word = groups[held.div(group // 8, rounding_mode="floor")]
-    tokens = of_word.div(count, rounding_mode="floor")
-    few = torch.bincount(tokens, minlength=len(scores)) <= max(MANY, count * group // 16)
-    if not few.all():
-        kept = few[tokens]
-        held, of_word, tokens = held[kept], of_word[kept], tokens[kept]
-    bytes_ = words[held].view(torch.bool).nonzero().squeeze(1)
-    word = bytes_ >> 3
-    places = of_word[word] * group + (held[word] * 8) % group + (bytes_ & 7)
-    tokens = tokens[word]
-    return tokens, places - tokens * (count * group), places, few
+        return Pairs(tokens, latents, scores.blocks.view(-1)[places], unscreened, least)
 
 
 def rectangle(tokens: Tensor, n_tokens: int, least: int, *columns: tuple[Tensor, float]) -> list[Tensor]:

@@ -89,7 +89,7 @@ def select_topk(
     """
     encoder = Encoder.of(w_enc, b_enc, Question(k), screen)
     values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-    for rows in slices(len(x), encoder.row_bytes, x.device):
+    for rows in slices(len(x), encoder.tokens):
         values[rows], indices[rows] = _select_topk(x[rows], encoder, k)
     return values, indices
 
