@@ -61,7 +61,17 @@ def _cancelling() -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([1e3 + x, 1e3 - x], 1), torch.cat([w_enc, -w_enc], 1), b_enc
 
 
+def _against_rounding() -> tuple[Tensor, Tensor, Tensor]:
+    # Ten latents that rounding makes larger by all that it can, and a truly larger one that it makes smaller.
+    w_enc, b_enc = torch.zeros(M, D), torch.full((M,), -23.0)
+    w_enc[: 10 * 32 : 32] = 1.00391
+    w_enc[690] = 1.00389
+    w_enc[690, 0] = 1.01171
+    return torch.ones(N, D), w_enc, b_enc
+
+
 CASES = {
+    "against rounding": _against_rounding,
     "random": _case,
     "near ties": _near_ties,
     "large norms": _large_norms,
