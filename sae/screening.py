@@ -196,7 +196,7 @@ class Scores:
             asked: [token, group] or [token, 1].
 
         Returns:
-            Tokens, latents and places in the flattened blocks, int64 [pair] each; whether a token has few enough.
+            Tokens and latents, int64 [pair] each; whether a token has few enough.
         """
         group, (n_tokens, count), in_block = self.group, self.best.shape, self.blocks.shape[2] // self.group
         chosen = (self.best >= asked).view(-1).nonzero().squeeze(1)
@@ -217,7 +217,13 @@ class Scores:
         bits = words[hit].view(torch.bool).nonzero().squeeze(1)
         word = bits >> 3
         entry, inside = entry[word], (hit[word] * 8) % group + (bits & 7)
-        return tokens[entry], columns[entry] * group + inside, stored[entry] * group + inside, few
+        return tokens[entry], columns[entry] * group + inside, few
+
+    def at(self, tokens: Tensor, latents: Tensor) -> Tensor:
+        """The scores of some pairs, [pair]."""
+        _, n_tokens, width = self.blocks.shape
+        block = latents.div(width, rounding_mode="floor")
+        return self.blocks.view(-1)[latents + width * (tokens + block * (n_tokens - 1))]
 
 
 @contextlib.contextmanager
@@ -289,7 +295,7 @@ class Encoder:
         clear = (asked > 0).all(1)
         # The upper half of a positive float32 is the bfloat16 below it.
         bits = torch.where(clear[:, None], asked.view(torch.int32) >> 16, NOTHING).to(torch.int16)
-        tokens, latents, _, few = scores.reaching(bits)
+        tokens, latents, few = scores.reaching(bits)
         # By latent, each row of the encoder is read once.
         order = by_latent(latents, len(self.w_enc))
         dots = torch.empty_like(latents, dtype=x.dtype)
@@ -301,9 +307,9 @@ class Encoder:
         scores = Scores.of(x, self.w_enc, self.b_enc, group)
         least = self.question.least(scores.best)
         clear = least > -torch.inf
-        tokens, latents, places, few = scores.reaching(torch.where(clear, least, torch.nan))
+        tokens, latents, few = scores.reaching(torch.where(clear, least, torch.nan))
         unscreened = (~(clear.squeeze(1) & few)).nonzero().squeeze(1)
-        return Pairs(tokens, latents, scores.blocks.view(-1)[places], unscreened, least)
+        return Pairs(tokens, latents, scores.at(tokens, latents), unscreened, least)
 
 
 def rectangle(tokens: Tensor, n_tokens: int, least: int, *columns: tuple[Tensor, float]) -> list[Tensor]:
