@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from sae.config import SAEConfig, TrainConfig
+from sae.distributed import ALONE, Parallel
 from sae.losses import PASSES, Moment
 from sae.model import SparseAutoencoder
+from sae.sharding import SHARDED_PASSES
 
 
 def learning_rate(config: TrainConfig, n_latents: int) -> float:
@@ -41,30 +43,37 @@ class Trainer:
         sae: architecture and loss.
         peak: peak learning rate.
         window: tokens without firing after which a latent is dead.
+        parallel: where the rest of the batch, and of the latents, is.
     """
 
-    def __init__(self, model: SparseAutoencoder, sae: SAEConfig, peak: float, window: float) -> None:
+    def __init__(
+        self, model: SparseAutoencoder, sae: SAEConfig, peak: float, window: float, parallel: Parallel = ALONE
+    ) -> None:
         self.model = model
         self.sae = sae
         self.peak = peak
         self.window = window
+        self.parallel = parallel
         self.optimiser = torch.optim.Adam(model.parameters(), lr=peak, fused=True)
         self.last_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=model.w_enc.device)
         self.tokens = 0
 
     def step(self, x: Tensor, target: Tensor, rates: Rates) -> Tensor:
         """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the batch's FVU."""
-        moment = Moment(self._dead(), rates.penalty)
-        result = PASSES[self.sae.architecture](self.model, x, target, self.sae, moment)
+        moment = Moment(self._dead(), rates.penalty, self.parallel)
+        passes = PASSES if self.parallel.shards == 1 else SHARDED_PASSES
+        result = passes[self.sae.architecture](self.model, x, target, self.sae, moment)
         self.optimiser.zero_grad(set_to_none=True)
         result.loss.backward()  # type: ignore[no-untyped-call]
+        self.parallel.sum_gradients(self.model.parameters())
         self.model.remove_radial_gradient()
         for group in self.optimiser.param_groups:
             group["lr"] = self.peak * rates.learning
         self.optimiser.step()
         self.model.normalise_decoder()
-        self.tokens += len(x)
+        self.tokens += self.parallel.count(len(x))
         self.last_fired[result.indices[result.values > 0]] = self.tokens
+        self.parallel.keep_latest(self.last_fired)
         return result.fvu
 
     def _dead(self) -> Tensor | None:
@@ -72,9 +81,10 @@ class Trainer:
         if self.tokens <= self.window:
             return None
         dead = (self.last_fired <= self.tokens - self.window).nonzero().flatten()
-        return dead if len(dead) else None
+        # Where there is none here, another shard may have some.
+        return dead if len(dead) or self.parallel.shards > 1 else None
 
     @property
     def dead_share(self) -> float:
         """Share of the latents that have not fired in the last `window` tokens."""
-        return float((self.last_fired <= self.tokens - self.window).float().mean())
+        return float(self.parallel.beside((self.last_fired <= self.tokens - self.window).float().mean()).mean())

@@ -1,0 +1,125 @@
+"""One dictionary whose latents are spread over processes: its part here, its training pass, and the whole again.
+
+Each shard holds n_latents / shards rows of the encoder and decoder and sees the same vectors. The k largest
+pre-activations of a token are among the k largest of each shard, so the shards exchange those [token, k] numbers, and
+all of them know how many of their own are among the k largest of all. Partial reconstructions are added up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+
+from sae.architecture import Architecture
+from sae.config import SAEConfig
+from sae.distributed import Parallel, answering
+from sae.errors import InputError
+from sae.kernels import sparse_rows
+from sae.losses import Moment, Pass, variation
+from sae.model import SparseAutoencoder
+
+BY_LATENT = ("w_enc", "b_enc", "w_dec")
+"""Tensors with a row for each latent."""
+
+
+def check_shardable(architecture: Architecture, shards: int) -> None:
+    """Raise `InputError` unless the latents of such a dictionary can be spread over so many processes."""
+    if shards == 1:
+        return
+    if architecture.kind not in SHARDED_PASSES or architecture.groups:
+        found = f"{architecture.kind}{' with --matryoshka' if architecture.groups else ''}"
+        raise InputError(f"--shard-latents is for --architecture topk, got {found}; leave it out")
+    if architecture.n_latents % shards:
+        found = f"the dictionary has {architecture.n_latents} latents"
+        raise InputError(f"--shard-latents {shards} must divide the number of latents: {found}; change --expansion")
+
+
+def part_of(model: SparseAutoencoder, parallel: Parallel) -> SparseAutoencoder:
+    """This shard's latents of a whole dictionary; its k is at most their number, that of the whole is `SAEConfig`'s."""
+    if parallel.shards == 1:
+        return model
+    whole = model.architecture
+    n = whole.n_latents // parallel.shards
+    part = SparseAutoencoder(dataclasses.replace(whole, n_latents=n, k=min(whole.k or 1, n)))
+    own = slice(parallel.shard * n, (parallel.shard + 1) * n)
+    state = model.state_dict()
+    part.load_state_dict({name: tensor[own] if name in BY_LATENT else tensor for name, tensor in state.items()})
+    return part
+
+
+def whole_of(part: SparseAutoencoder, architecture: Architecture, parallel: Parallel) -> SparseAutoencoder | None:
+    """The dictionary whose part is here, for the main process, in main memory; None for the others."""
+    if parallel.shards == 1:
+        return part if parallel.is_main else None
+    if parallel.rank >= parallel.shards:
+        return None
+    state = {name: tensor.detach().cpu() for name, tensor in part.state_dict().items()}
+    for name in BY_LATENT:
+        parts = [torch.empty_like(state[name]) for _ in range(parallel.shards)] if parallel.is_main else None
+        with answering():
+            dist.gather(state[name].contiguous(), parts, dst=0, group=parallel.shard_group)
+        state[name] = torch.cat(parts) if parts else state[name]
+    if not parallel.is_main:
+        return None
+    model = SparseAutoencoder(architecture)
+    model.load_state_dict(state)
+    return model
+
+
+def winners(values: Tensor, indices: Tensor, k: int, parallel: Parallel) -> tuple[Tensor, Tensor]:
+    """Those of this shard's best that are among the k best of all shards, through a ReLU; zero is no latent.
+
+    Args:
+        values: this shard's largest pre-activations, [token, width], descending.
+        indices: their latents, [token, width].
+        k: how many of all shards are kept; of equal ones, those of the first shard.
+        parallel: the grid.
+    """
+    candidates = parallel.beside(values).transpose(0, 1).flatten(1)
+    order = candidates.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    kept = (order.div(values.shape[1], rounding_mode="floor") == parallel.shard).sum(-1)
+    width = max(1, int(kept.max()))
+    mine = torch.arange(width, device=values.device) < kept[:, None]
+    return values[:, :width].relu() * mine, indices[:, :width]
+
+
+def sharded_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """`topk_pass` of the whole dictionary, for one shard; values and indices are those of its own latents."""
+    parallel = moment.parallel
+    inputs, target = parallel.replicated(model.inputs(x)), target * model.scale
+    pre = model.pre_activations(inputs)
+    values, indices = winners(*torch.topk(pre, min(sae.k, model.n_latents)), sae.k, parallel)
+    error = target - parallel.assembled(sparse_rows(indices, values, model.w_dec)) - model.b_dec
+    fvu = parallel.total(error.square().sum()) / variation(target, parallel)
+    loss = fvu
+    if moment.dead is not None and sae.auxk:
+        loss = loss + sae.auxk * _auxk_loss(model, pre, error.detach(), moment)
+    return Pass(loss, fvu.detach(), values.detach(), indices)
+
+
+def _auxk_loss(model: SparseAutoencoder, pre: Tensor, error: Tensor, moment: Moment) -> Tensor | float:
+    """The AuxK loss of the whole dictionary's dead latents, some of which, or none, are here."""
+    parallel, dead = moment.parallel, moment.dead
+    assert dead is not None
+    counts = parallel.beside(torch.tensor([len(dead)], device=error.device)).flatten()
+    k = min(int(counts.sum()), max(1, model.d_in // 2))
+    if not k:
+        return 0.0
+    width = min(int(counts.max()), k)
+    values, places = torch.topk(pre[:, dead], min(len(dead), width))
+    # All shards send tables of one width; what fills them up is never among the largest.
+    missing = (0, width - values.shape[1])
+    values, indices = functional.pad(values, missing, value=-torch.inf), functional.pad(dead[places], missing)
+    values, indices = winners(values, indices, k, parallel)
+    guess = parallel.assembled(sparse_rows(indices, values, model.w_dec))
+    return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
+
+
+SHARDED_PASSES: dict[str, Callable[[SparseAutoencoder, Tensor, Tensor, SAEConfig, Moment], Pass]] = {
+    "topk": sharded_topk_pass
+}

@@ -1,0 +1,265 @@
+"""Training in several processes: the same curve and weights as in one, and an end of all when one fails."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from sae import distributed, processes, train
+from sae.architecture import Architecture
+from sae.cli import run_stage
+from sae.config import SAEConfig, SubjectConfig
+from sae.contexts import Batch
+from sae.distributed import ALONE, Parallel, share
+from sae.errors import InputError
+from sae.model import SparseAutoencoder
+from sae.processes import joined, on_own_device
+from sae.sharding import check_shardable, part_of, whole_of, winners
+from sae.trainer import Rates, Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 60.0
+"""Seconds after which the processes of a test are killed."""
+CONTEXT = multiprocessing.get_context("forkserver")
+# Importing torch takes seconds; with this it is imported once, by the process that the others are forked from.
+CONTEXT.set_forkserver_preload(["sae.train", "sae.processes"])
+
+
+def _child(work: Callable[..., Any], args: tuple[Any, ...], place: dict[str, str], folder: Path, pipe: Any) -> None:
+    """One of the processes: as torchrun would start it, with its output in files."""
+    os.environ.update(place)
+    torch.set_num_threads(1)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}{place['RANK']}", os.O_WRONLY | os.O_CREAT), descriptor)
+    try:
+        pipe.send(work(*args))
+    except Exception:
+        traceback.print_exc()
+        raise
+
+
+def _processes(
+    n: int, folder: Path, work: Callable[..., Any], *args: Any, grace: float = LIMIT
+) -> list[tuple[int | None, Any, str, str]]:
+    """Exit status, result, and both outputs of n processes that do the same work.
+
+    Those that still run so many seconds (`grace`) after the first has ended are killed; their status is None.
+    """
+    folder.mkdir(exist_ok=True)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    started = []
+    for rank in range(n):
+        receive, send = CONTEXT.Pipe(duplex=False)
+        place = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = CONTEXT.Process(target=_child, args=(work, args, place, folder, send), daemon=True)
+        process.start()
+        send.close()
+        started.append((process, receive))
+    end = time.monotonic() + LIMIT
+    results = []
+    for rank, (process, receive) in enumerate(started):
+        try:
+            result = receive.recv() if receive.poll(max(0.0, end - time.monotonic())) else None
+        except EOFError:
+            result = None
+        process.join(max(0.0, end - time.monotonic()))
+        end = min(end, time.monotonic() + grace)
+        status = process.exitcode
+        if status is None:
+            process.kill()
+        out, err = ((folder / f"{name}{rank}").read_text() for name in ("out", "err"))
+        results.append((status, result, out, err))
+    return results
+
+
+# --- the same curve and weights ---------------------------------------------------------------------------------------
+
+
+def _batches(n: int = 40) -> torch.Tensor:
+    """Planted sparse vectors with a mean that is no zero, [step, token, width]."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.nn.functional.normalize(torch.randn(24, 16, generator=generator), dim=1)
+    strength = torch.rand(n, 128, 24, generator=generator) + 0.5
+    active = torch.rand(n, 128, 24, generator=generator) < 3 / 24
+    return (strength * active) @ truth + torch.randn(16, generator=generator)
+
+
+def _trained(parallel: Parallel, sae: SAEConfig, shape: Architecture) -> tuple[list[float], dict[str, np.ndarray], Any]:
+    """Curve, weights of the whole dictionary, and share of dead latents, after some steps in this grid."""
+    batches = _batches()
+    model = SparseAutoencoder(shape)
+    model.initialise(batches[0], torch.Generator().manual_seed(1))
+    trainer = Trainer(part_of(model, parallel), sae, 3e-3, 256, parallel)
+    curve, n_dead = [], []
+    for batch in batches:
+        x = parallel.batch(batch.chunk(parallel.world)[parallel.rank])
+        curve.append(float(trainer.step(x, x, Rates())))
+        n_dead.append(trainer.dead_share * shape.n_latents)
+    whole = whole_of(trainer.model, shape, parallel)
+    weights = {} if whole is None else {name: value.detach().numpy() for name, value in whole.state_dict().items()}
+    return curve, weights, n_dead
+
+
+def _trained_together(shards: int, sae: SAEConfig, shape: Architecture) -> Any:
+    with joined() as parallel:
+        return _trained(parallel.arranged(shards), sae, shape)
+
+
+@pytest.mark.parametrize(("world", "shards"), [(2, 1), (2, 2), (4, 2)])
+def test_a_grid_learns_what_one_process_learns(world: int, shards: int, tmp_path: Path) -> None:
+    sae, shape = SAEConfig(k=3), Architecture("topk", 16, 96, 3)
+    curve, weights, n_dead = _trained(ALONE, sae, shape)
+    assert 4 < max(n_dead) < 96
+    results = _processes(world, tmp_path, _trained_together, shards, sae, shape)
+    assert [status for status, *_ in results] == [0] * world, results
+    for _, result, _, _ in results:
+        assert result[0] == pytest.approx(curve, rel=1e-4)
+        assert result[2] == pytest.approx(n_dead, abs=1e-3)
+    for name, expected in weights.items():
+        np.testing.assert_allclose(results[0][1][1][name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_of_equal_pre_activations_those_of_the_first_shard_are_kept(tmp_path: Path) -> None:
+    results = _processes(2, tmp_path, _winners_of_ties)
+    assert [result for _, result, _, _ in results] == [([[4.0, 3.0]], [[1, 0]]), ([[4.0]], [[0]])]
+
+
+def _winners_of_ties() -> Any:
+    with joined() as processes:
+        parallel = processes.arranged(2)
+        values, indices = torch.topk(
+            torch.tensor([[3.0, 4.0, -1.0], [4.0, -2.0, 3.0]])[parallel.rank : parallel.rank + 1], 3
+        )
+        kept, latents = winners(values, indices, 3, parallel)
+        return kept.tolist(), latents.tolist()
+
+
+# --- who reads what ---------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_shared_out_once_each_and_evenly() -> None:
+    draw = np.random.default_rng(0)
+    empty = np.zeros((0, 0), dtype=np.int64)
+    batches = [Batch(empty, draw.integers(8, 300, draw.integers(1, 9)), np.array([n])) for n in range(200)]
+    parts = [list(share(batches, part, 3)) for part in range(3)]
+    assert sorted(int(batch.contexts[0]) for part in parts for batch in part) == list(range(200))
+    sizes = [sum(int((batch.lengths - 1).sum()) for batch in part) for part in parts]
+    assert max(sizes) - min(sizes) <= max(int((batch.lengths - 1).sum()) for batch in batches)
+    assert list(share(batches, 0, 1)) == batches
+
+
+def test_one_process_is_a_grid_that_gives_back_what_it_gets() -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    for same in (ALONE.total, ALONE.sample, ALONE.batch, ALONE.replicated, ALONE.assembled, ALONE.told):
+        assert same(x) is x
+    with joined() as parallel:
+        assert parallel is ALONE
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (Architecture("batch_topk", 4, 8, 2), "is for --architecture topk, got batch_topk"),
+        (Architecture("topk", 4, 8, 2, groups=(4, 8)), "got topk with --matryoshka"),
+        (Architecture("topk", 4, 9, 2), "must divide the number of latents: the dictionary has 9"),
+    ],
+)
+def test_what_cannot_be_sharded_is_one_line(shape: Architecture, message: str) -> None:
+    check_shardable(shape, 1)
+    with pytest.raises(InputError, match=message):
+        check_shardable(shape, 2)
+
+
+def test_a_number_of_shards_that_does_not_divide_the_processes_is_one_line() -> None:
+    with pytest.raises(InputError, match="--shard-latents 2 needs a multiple of 2 processes, found 1 process;"):
+        ALONE.arranged(2)
+
+
+def test_every_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, parallel = SubjectConfig("s"), Parallel(1, 4)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert on_own_device(config, parallel).device == "cuda:1" and chosen == [1]
+    assert on_own_device(config, ALONE) is config
+    assert on_own_device(SubjectConfig("s", device="cpu"), parallel).device == "cpu"
+    with pytest.raises(InputError, match="--device cuda:0 is one device for 4 processes"):
+        on_own_device(SubjectConfig("s", device="cuda:0"), parallel)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="found 2 GPUs for at least 3 processes"):
+        on_own_device(config, parallel)
+
+
+# --- how they end -----------------------------------------------------------------------------------------------------
+
+
+def _ending(argv: Sequence[str] | None) -> None:
+    """A stage in which the second process fails in one of several ways while the first waits for it."""
+    (way,) = argv or ()
+    distributed.TIMEOUT = processes.TIMEOUT = timedelta(seconds=4)
+    with joined() as parallel:
+        print("a result")
+        logging.getLogger().info("a log line")
+        parallel.wait()
+        if way == "both":
+            raise InputError("an unknown flag")
+        if parallel.rank == 1:
+            if way == "input":
+                raise InputError("a mistake of the second")
+            if way == "defect":
+                raise ValueError("a defect of the second")
+            if way == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if way == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+        parallel.wait()
+
+
+def _stage_of(way: str) -> None:
+    raise SystemExit(run_stage(_ending, [way]))
+
+
+@pytest.mark.parametrize(
+    ("way", "statuses", "line"),
+    [
+        ("none", [0, 0], None),
+        ("both", [1, 2], "error: an unknown flag"),
+        ("input", [1, 2], "error: a mistake of the second"),
+        ("defect", [1, 1], "ValueError: a defect of the second"),
+        ("killed", [-9, 2], "error: another process of this training ended"),
+        ("stopped", [None, 2], "error: another process of this training ended or did not answer in 0:00:04"),
+    ],
+)
+def test_all_end_when_one_fails_and_only_the_first_to_fail_says_why(
+    way: str, statuses: list[int | None], line: str | None, tmp_path: Path
+) -> None:
+    (first, _, out, err), (second, _, quiet, err2) = _processes(
+        2, tmp_path, _stage_of, way, grace=2 if way == "stopped" else LIMIT
+    )
+    assert sorted([first, second], key=str) == sorted(statuses, key=str), (err, err2)
+    assert out == "a result\n" and not quiet
+    said = [text for text in (err + err2).replace("a log line\n", "", 1).splitlines() if not text.startswith(" ")]
+    if way == "defect":
+        assert said[0].startswith("Traceback") and said[-1] == line
+    else:
+        assert [text.startswith(str(line)) for text in said] == [True] * (line is not None), (err, err2)
