@@ -10,30 +10,44 @@ import torch
 from torch import Tensor
 
 from sae.contexts import Batch, ContextStore
+from sae.hookpoints import Hookpoint
 from sae.metrics import TokenMean
-from sae.subject import Subject, residuals
+from sae.subject import Subject, caught
 
 SUBJECT_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
-class ActivationBatch:
-    """Residual vectors of the usable positions of some contexts: padding and first positions are left out.
+class Contexts:
+    """A batch of contexts as tensors on the CPU.
 
-    `layers` holds one [token, d_model] float32 tensor per layer asked; `token_ids` [token] are the tokens they belong
-    to; `batch` holds the contexts, and `usable` [context, position] says which of their positions these are.
+    `ids` [context, position]; `documents` and `starts` [context] are what the control variant draws from; `usable`
+    [context, position] leaves out padding and first positions.
     """
 
-    layers: tuple[Tensor, ...]
+    batch: Batch
+    ids: Tensor
+    documents: Tensor
+    starts: Tensor
+    usable: Tensor
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Vectors of the usable positions of some contexts: padding and first positions are left out.
+
+    `vectors` holds one [token, width] float32 tensor per hookpoint asked; `token_ids` [token] are the tokens they
+    belong to; `batch` holds the contexts, and `usable` [context, position] says which of their positions these are.
+    """
+
+    vectors: tuple[Tensor, ...]
     token_ids: Tensor
     batch: Batch
     usable: Tensor
 
 
-def stream(
-    subject: Subject, store: ContextStore, layers: Sequence[int], batches: Iterable[Batch]
-) -> Iterator[ActivationBatch]:
-    """Run the subject over batches of contexts and give the residual vectors after some of its blocks."""
+def contexts(store: ContextStore, batches: Iterable[Batch]) -> Iterator[Contexts]:
+    """Batches of a store's contexts as the subject needs them."""
     keys = store.document_keys.astype(np.int64)
     for batch in batches:
         ids = torch.from_numpy(batch.ids)
@@ -41,19 +55,28 @@ def stream(
         starts = torch.from_numpy(store.starts[batch.contexts].astype(np.int64))
         positions = torch.arange(ids.shape[1])
         usable = (positions > 0) & (positions < torch.from_numpy(batch.lengths)[:, None])
-        caught = residuals(subject, ids, documents, starts, layers)
-        kept = usable.to(subject.device)
-        yield ActivationBatch(tuple(x[kept].float() for x in caught), ids[usable], batch, usable)
+        yield Contexts(batch, ids, documents, starts, usable)
+
+
+def stream(
+    subject: Subject, store: ContextStore, hookpoints: Sequence[Hookpoint], batches: Iterable[Batch]
+) -> Iterator[ActivationBatch]:
+    """Run the subject over batches of contexts and give the vectors at some of its hookpoints."""
+    for part in contexts(store, batches):
+        found = caught(subject, part.ids, part.documents, part.starts, hookpoints)
+        kept = part.usable.to(subject.device)
+        vectors = tuple(x[kept].float() for x in found)
+        yield ActivationBatch(vectors, part.ids[part.usable], part.batch, part.usable)
 
 
 def without_token_means(
     batches: Iterable[ActivationBatch], means: Sequence[TokenMean | None]
 ) -> Iterator[ActivationBatch]:
-    """The stream with each token's mean vector taken off, in the layers that have a table of means."""
+    """The stream with each token's mean vector taken off, at the hookpoints that have a table of means."""
     for batch in batches:
-        tokens = batch.token_ids.to(batch.layers[0].device)
-        pairs = zip(batch.layers, means, strict=True)
-        yield replace(batch, layers=tuple(x if mean is None else x - mean.predict(tokens) for x, mean in pairs))
+        tokens = batch.token_ids.to(batch.vectors[0].device)
+        pairs = zip(batch.vectors, means, strict=True)
+        yield replace(batch, vectors=tuple(x if mean is None else x - mean.predict(tokens) for x, mean in pairs))
 
 
 def shuffled(
@@ -70,13 +93,13 @@ def shuffled(
         generator: draws the order.
 
     Yields:
-        One [batch_tokens, d_model] tensor per layer, rows aligned between layers.
+        One [batch_tokens, width] tensor per hookpoint, rows aligned between them.
     """
     size = max(buffer_tokens, 2 * batch_tokens)
     parts: list[tuple[Tensor, ...]] = []
     held = 0
     for batch in batches:
-        parts.append(batch.layers)
+        parts.append(batch.vectors)
         held += len(batch.token_ids)
         if held >= size:
             mixed = _mix(parts, generator)
@@ -91,6 +114,6 @@ def shuffled(
 
 
 def _mix(parts: list[tuple[Tensor, ...]], generator: torch.Generator) -> tuple[Tensor, ...]:
-    layers = [torch.cat(column) for column in zip(*parts, strict=True)]
-    order = torch.randperm(len(layers[0]), generator=generator).to(layers[0].device)
-    return tuple(x[order] for x in layers)
+    vectors = [torch.cat(column) for column in zip(*parts, strict=True)]
+    order = torch.randperm(len(vectors[0]), generator=generator).to(vectors[0].device)
+    return tuple(x[order] for x in vectors)

@@ -35,6 +35,7 @@ from sae.config import VARIANTS, CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.errors import InputError
+from sae.hookpoints import Hookpoint
 from sae.latents import SPLITS, EntryWriter, TextWriter, save_tensors
 from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
@@ -221,7 +222,7 @@ def _cache(
     writers: Sequence[ArtifactWriter],
 ) -> None:
     """One pass over both splits; tokens are numbered in the order in which the subject reads them."""
-    layers = [d.layer for d in dictionaries]
+    hookpoints = [Hookpoint(d.layer) for d in dictionaries]
     entries = [EntryWriter(w.partial, d.model.n_latents) for w, d in zip(writers, dictionaries, strict=True)]
     texts = TextWriter(writers[0].partial / ".token_ids")
     for d in dictionaries:
@@ -231,7 +232,7 @@ def _cache(
     for place, store in enumerate(stores):
         first_document = texts.begin_split(place, store.document_ids)
         batches = store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
-        for batch in without_token_means(stream(subject, store, layers, batches), means):
+        for batch in without_token_means(stream(subject, store, hookpoints, batches), means):
             contexts = batch.batch.contexts
             numbers = texts.add(
                 batch.batch.ids,
@@ -240,7 +241,7 @@ def _cache(
                 store.starts[contexts],
             )
             index = numbers[batch.usable.numpy()]
-            for x, d, entry in zip(batch.layers, dictionaries, entries, strict=True):
+            for x, d, entry in zip(batch.vectors, dictionaries, entries, strict=True):
                 _add(x, d.model, entry, index)
             bar.update(len(batch.token_ids))
     bar.close()

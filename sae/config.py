@@ -168,6 +168,8 @@ class TrainConfig:
             _at_least(1, ks=k)
         if not self.layers:
             raise InputError("--layers names no layer; give block numbers counted from zero, e.g. --layers 1 3")
+        if min(self.layers) < 0:
+            raise InputError(f"layer {min(self.layers)} is out of range: blocks are counted from zero")
         if not self.sites:
             raise InputError("--sites names none; leave it out for the residual stream")
         for name in ("layers", "sites", "seeds", "ks"):

@@ -25,7 +25,7 @@ from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
 from sae.errors import InputError
-from sae.evaluate import evaluate
+from sae.evaluate import Placed, evaluate
 from sae.hookpoints import Hookpoint
 from sae.losses import finite
 from sae.memory import keep_freed_memory
@@ -147,7 +147,7 @@ def _train_all(
     plan = Plan.of(list(writers))
     places = plan.places
     means = _token_means(subject, store, places, args) if args.sae.skip_embed else [None] * len(places)
-    fitters = _fitters(subject, len(places))
+    fitters = _fitters(subject, places)
     generator = torch.Generator().manual_seed(config.seed)
     vectors = _fitted(without_token_means(_vectors(subject, store, places, config), means), fitters)
     batches = shuffled(vectors, config.batch_tokens, config.buffer_tokens, generator)
@@ -162,21 +162,28 @@ def _train_all(
         if not finite(*trainer.model.parameters()):
             raise InputError(f"training of {spec.name} diverged; pass a lower --learning-rate or --dtype float32")
     seconds = time.time() - started
-    chosen = [places.index(spec.target) for spec in plan.specs]
-    own_fitters, own_means = [fitters[n] for n in chosen], [means[n] for n in chosen]
-    layers = [spec.layer for spec in plan.specs]
-    results = evaluate(subject, held_out, layers, [t.model for t in trainers], own_fitters, own_means)
+    results = evaluate(subject, held_out, _placed(plan, trainers, fitters, means))
     shared = kept_overlap(corpus)
-    for (spec, writer), trainer, result, mean in zip(writers.items(), trainers, results, own_means, strict=True):
-        save_dictionary(writer.partial, trainer.model, spec.facts(), mean)
+    for (spec, writer), trainer, result in zip(writers.items(), trainers, results, strict=True):
+        save_dictionary(writer.partial, trainer.model, spec.facts(), means[places.index(spec.hookpoint)])
         _save_metrics(writer, trainer, result)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
         writer.finish({**counts, "overlap": shared}, {"training_seconds": round(seconds, 3)})
 
 
-def _fitters(subject: Subject, n: int) -> list[BaselineFitter]:
+def _placed(
+    plan: Plan, trainers: Sequence[Trainer], fitters: Sequence[BaselineFitter], means: Sequence[TokenMean | None]
+) -> list[Placed]:
+    found = []
+    for spec, trainer in zip(plan.specs, trainers, strict=True):
+        place = plan.places.index(spec.target)
+        found.append(Placed(trainer.model, spec.hookpoint, spec.target, fitters[place], means[place]))
+    return found
+
+
+def _fitters(subject: Subject, places: Sequence[Hookpoint]) -> list[BaselineFitter]:
     vocabulary = int(subject.model.get_input_embeddings().weight.shape[0])
-    return [BaselineFitter(vocabulary, subject.d_model, subject.device) for _ in range(n)]
+    return [BaselineFitter(vocabulary, subject.width(place), subject.device) for place in places]
 
 
 def _vectors(
@@ -184,14 +191,13 @@ def _vectors(
 ) -> Iterator[ActivationBatch]:
     """The training split's vectors; every call gives the same."""
     order = np.random.default_rng(config.seed)
-    layers = [place.layer for place in places]
-    return stream(subject, store, layers, store.batches(SUBJECT_BATCH_TOKENS, order, config.tokens))
+    return stream(subject, store, places, store.batches(SUBJECT_BATCH_TOKENS, order, config.tokens))
 
 
 def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
     """The activation stream, which the baselines see on its way to the dictionaries."""
     for batch in batches:
-        for fitter, x in zip(fitters, batch.layers, strict=True):
+        for fitter, x in zip(fitters, batch.vectors, strict=True):
             fitter.update(x, batch.token_ids)
         yield batch
 
@@ -200,7 +206,7 @@ def _token_means(
     subject: Subject, store: ContextStore, places: Sequence[Hookpoint], args: Arguments
 ) -> list[TokenMean | None]:
     """Each token's mean vector over the training split, from a pass of its own."""
-    fitters = _fitters(subject, len(places))
+    fitters = _fitters(subject, places)
     batches = _fitted(_vectors(subject, store, places, args.train), fitters)
     with tqdm(total=args.train.tokens, unit="tok", unit_scale=True, desc="token means", mininterval=1.0) as bar:
         for batch in batches:
@@ -219,15 +225,12 @@ def _trainer(args: Arguments, spec: DictionarySpec, device: torch.device, x: Ten
 def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, Any]) -> None:
     dead = {"dead_share": trainer.dead_share, "dead_after_tokens": int(trainer.window)}
     metrics = {**result, **dead, "k": trainer.model.k, "n_tokens_train": trainer.tokens}
-    # JSON has no nan; a metric that is undefined is null.
-    write_json(writer.partial / "metrics.json", {k: None if math.isnan(v) else v for k, v in metrics.items()})
+    write_json(writer.partial / "metrics.json", metrics)
 
 
 def _check_subject(subject: Subject, args: Arguments) -> None:
-    for layer in args.train.layers:
-        subject.check_layer(layer)
     for spec in asked(args.train, args.sae):
-        spec.architecture(subject.d_model, subject.d_model)
+        spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target))
     subject.check_context(args.corpus.context_length)
 
 

@@ -11,6 +11,7 @@ import torch
 from sae.activations import ActivationBatch, shuffled, stream
 from sae.config import SubjectConfig
 from sae.contexts import Batch, ContextStore
+from sae.hookpoints import Hookpoint
 from sae.subject import load_subject
 
 EMPTY = Batch(np.zeros((0, 0), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -47,7 +48,7 @@ def test_first_positions_and_padding_are_left_out(neox_folder: Path) -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     store = ContextStore(tokens, offsets, np.zeros(3, np.int32), np.zeros(3, np.int32), ["a"])
     subject = load_subject(SubjectConfig(str(neox_folder)))
-    (batch,) = stream(subject, store, [0, 1], [store.batch(np.array([0, 1, 2]))])
+    (batch,) = stream(subject, store, [Hookpoint(0), Hookpoint(1, "mlp")], [store.batch(np.array([0, 1, 2]))])
     expected = np.concatenate([tokens[a + 1 : b] for a, b in pairwise(offsets)])
     assert batch.token_ids.tolist() == expected.tolist()
-    assert [x.shape for x in batch.layers] == [(len(expected), 32)] * 2
+    assert [x.shape for x in batch.vectors] == [(len(expected), 32)] * 2

@@ -14,8 +14,9 @@ from sae.cache import main
 from sae.checkpoint import load_dictionary
 from sae.config import SubjectConfig
 from sae.errors import InputError
+from sae.hookpoints import Hookpoint
 from sae.latents import LatentCache
-from sae.subject import load_subject, residuals
+from sae.subject import caught, load_subject
 from sae.train import main as train_main
 
 
@@ -45,7 +46,7 @@ def test_the_cache_holds_what_a_dense_pass_finds(run: Path, neox_folder: Path, c
     for context in range(0, cache.n_contexts, 7):
         begin, end = cache.context_offsets[context : context + 2]
         ids = torch.from_numpy(cache.token_ids[begin:end].astype(np.int64))[None]
-        (x,) = residuals(subject, ids, torch.zeros(1), torch.zeros(1), [1])
+        (x,) = caught(subject, ids, torch.zeros(1), torch.zeros(1), [Hookpoint(1)])
         with torch.no_grad():
             values, indices = model.encode(x[0])
         expected = torch.zeros(len(x[0]), cache.n_latents).scatter(1, indices, values)

@@ -16,10 +16,11 @@ from sae.cache import main as cache_main
 from sae.checkpoint import load_dictionary, load_token_means, save_dictionary
 from sae.config import SAEConfig, SubjectConfig, TrainConfig
 from sae.errors import InputError
+from sae.hookpoints import Hookpoint
 from sae.latents import LatentCache
 from sae.model import SparseAutoencoder
 from sae.specs import DictionarySpec
-from sae.subject import load_subject, residuals
+from sae.subject import caught, load_subject
 from sae.train import main, train
 from sae.trainer import Trainer, learning_rate, schedule
 
@@ -194,7 +195,7 @@ def test_skip_embed_leaves_nothing_that_a_token_lookup_could_tell(
     subject = load_subject(SubjectConfig(str(neox_folder)))
     begin, end = cache.context_offsets[3:5]
     ids = torch.from_numpy(cache.token_ids[begin:end].astype(np.int64))
-    (x,) = residuals(subject, ids[None], torch.zeros(1), torch.zeros(1), [1])
+    (x,) = caught(subject, ids[None], torch.zeros(1), torch.zeros(1), [Hookpoint(1)])
     values, indices = model.encode(x[0] - means.by_token[ids])
     expected = sorted(indices[5][values[5] > 0].tolist())
     assert [n for n in range(cache.n_latents) if begin + 5 in cache.entries(n)[0]] == expected
