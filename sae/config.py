@@ -156,9 +156,11 @@ class TrainConfig:
     """Go over the split again when it has fewer tokens than asked."""
     overwrite: bool = False
     """Replace dictionaries of the same name that were made with other settings."""
+    shard_latents: int = 1
+    """Under torchrun: processes over which the latents of a dictionary are spread (docs/distributed.md)."""
 
     def __post_init__(self) -> None:
-        _at_least(1, tokens=self.tokens)
+        _at_least(1, tokens=self.tokens, shard_latents=self.shard_latents)
         # The loss is relative to the variance within a batch.
         _at_least(2, batch_tokens=self.batch_tokens)
         _at_least(1, buffer_tokens=self.buffer_tokens, eval_tokens=self.eval_tokens)

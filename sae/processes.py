@@ -8,10 +8,10 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from sae.config import SubjectConfig
@@ -52,7 +52,7 @@ def joined() -> Iterator[Parallel]:
     shared, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # After a restart by torchrun nothing of the attempt before counts.
-    store = PrefixStore(f"training {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    store = dist.PrefixStore(f"training {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     parallel = Parallel(rank, world)
     try:
@@ -66,7 +66,7 @@ def joined() -> Iterator[Parallel]:
     dist.destroy_process_group()
 
 
-def _first_to_fail(store: Store) -> bool:
+def _first_to_fail(store: Any) -> bool:
     try:
         return int(store.add("failures", 1)) == 1
     except RuntimeError:

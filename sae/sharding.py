@@ -53,7 +53,7 @@ def part_of(model: SparseAutoencoder, parallel: Parallel) -> SparseAutoencoder:
 
 
 def whole_of(part: SparseAutoencoder, architecture: Architecture, parallel: Parallel) -> SparseAutoencoder | None:
-    """The dictionary whose part is here, for the main process, in main memory; None for the others."""
+    """The dictionary whose part is here, for the main process; None for the others."""
     if parallel.shards == 1:
         return part if parallel.is_main else None
     if parallel.rank >= parallel.shards:
@@ -68,7 +68,7 @@ def whole_of(part: SparseAutoencoder, architecture: Architecture, parallel: Para
         return None
     model = SparseAutoencoder(architecture)
     model.load_state_dict(state)
-    return model
+    return model.to(part.w_enc.device)
 
 
 def winners(values: Tensor, indices: Tensor, k: int, parallel: Parallel) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from sae.config import SAEConfig, Site, TrainConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 
-SWEPT = ("run", "layers", "sites", "seed", "seeds", "ks", "overwrite")
+SWEPT = ("run", "layers", "sites", "seed", "seeds", "ks", "overwrite", "shard_latents")
 """Settings of a command that are not those of each dictionary."""
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
 
 import numpy as np
@@ -24,6 +24,7 @@ from sae.cli import parse, run_stage
 from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
+from sae.distributed import Parallel, check_same, enough_for_all, own_batch, own_batches, own_seed
 from sae.errors import InputError
 from sae.evaluate import Placed, evaluate
 from sae.hookpoints import Hookpoint
@@ -31,7 +32,9 @@ from sae.losses import finite
 from sae.memory import keep_freed_memory
 from sae.metrics import BaselineFitter, TokenMean
 from sae.model import SparseAutoencoder
+from sae.processes import joined, on_own_device
 from sae.runs import claim_run
+from sae.sharding import check_shardable, part_of
 from sae.specs import DictionarySpec, asked
 from sae.subject import Subject, load_subject
 from sae.trainer import Rates, Trainer, learning_rate, schedule
@@ -82,7 +85,7 @@ def train(
     for step, pairs in zip(range(n_steps), batches, strict=False):
         rates = Rates(schedule(step, n_steps, config.warmup, config.decay), min(1.0, (step + 1) / (0.3 * n_steps)))
         fvus = [trainer.step(x, target, rates) for trainer, (x, target) in zip(trainers, pairs, strict=True)]
-        bar.update(len(pairs[0][0]))
+        bar.update(trainers[0].tokens - bar.n)
         if step % LOG_EVERY == 0 or step == n_steps - 1:
             rows = [
                 {
@@ -94,7 +97,7 @@ def train(
                 }
                 for t, fvu in zip(trainers, fvus, strict=True)
             ]
-            for stream, row in zip(logs, rows, strict=True):
+            for stream, row in zip(logs, rows, strict=False):
                 stream.write(json.dumps(row) + "\n")
             mean, dead = (sum(row[name] for row in rows) / len(rows) for name in ("fvu", "dead_share"))
             bar.set_postfix_str(f"fvu {mean:.3f}, dead {dead:.0%}")
@@ -103,26 +106,39 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train every dictionary that the flags ask for and that is not there yet."""
-    args = parse(Arguments, argv, "python -m sae.train")
+    with joined() as processes:
+        args = parse(Arguments, argv, "python -m sae.train")
+        parallel = processes.arranged(args.train.shard_latents)
+        own_batch(args.train.batch_tokens, parallel)
+        _train_asked(replace(args, subject=on_own_device(args.subject, parallel)), parallel)
+
+
+def _train_asked(args: Arguments, parallel: Parallel) -> None:
     keep_freed_memory()
     corpus = open_corpus(args.corpus)
     identity = subject_identity(args.subject)
     parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
-    claim_run(args.train.run, {**identity, **corpus_place(args.corpus, corpus)})
+    check_same(parents, parallel)
+    if parallel.is_main:
+        claim_run(args.train.run, {**identity, **corpus_place(args.corpus, corpus)})
     specs = asked(args.train, args.sae)
     settings = corpus_settings(args.corpus)
     configs = {spec: spec.settings(args.train, identity, settings) for spec in specs}
     folders = {spec: dictionary_folder(args.train.run, spec.name) for spec in specs}
-    todo = [
-        spec for spec in specs if completed(folders[spec], "sae", configs[spec], parents, args.train.overwrite) is None
-    ]
+    overwrite = args.train.overwrite or not parallel.is_main
+    todo = [spec for spec in specs if completed(folders[spec], "sae", configs[spec], parents, overwrite) is None]
+    todo = parallel.told(todo)
     if todo:
         subject = load_subject(args.subject)
-        _check_subject(subject, args)
+        _check_subject(subject, args, parallel)
         with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(writing(folders[spec], "sae", configs[spec], parents)) for spec in todo]
-            _train_all(args, subject, corpus, dict(zip(todo, writers, strict=True)))
-    for spec, folder in folders.items():
+            writers = {
+                spec: stack.enter_context(writing(folders[spec], "sae", configs[spec], parents))
+                for spec in todo
+                if parallel.is_main
+            }
+            _train_all(args, subject, corpus, Plan.of(todo), writers, parallel)
+    for spec, folder in folders.items() if parallel.is_main else ():
         mend = f"remove {folder} and run the same command again"
         try:
             summary = _summary(read_json(folder / "metrics.json", mend), spec.sae.k)
@@ -138,22 +154,28 @@ def _summary(metrics: dict[str, Any], k: int) -> str:
 
 
 def _train_all(
-    args: Arguments, subject: Subject, corpus: Corpus, writers: dict[DictionarySpec, ArtifactWriter]
+    args: Arguments,
+    subject: Subject,
+    corpus: Corpus,
+    plan: Plan,
+    writers: dict[DictionarySpec, ArtifactWriter],
+    parallel: Parallel,
 ) -> None:
     config, context = args.train, args.corpus.context_length
     started = time.time()
     store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
     held_out = prepare_contexts(corpus, subject.tokenizer, "score", config.eval_tokens, context, repeat=True)
-    plan = Plan.of(list(writers))
     places = plan.places
-    means = _token_means(subject, store, places, args) if args.sae.skip_embed else [None] * len(places)
+    means = _token_means(subject, store, places, args, parallel) if args.sae.skip_embed else [None] * len(places)
     fitters = _fitters(subject, places)
-    generator = torch.Generator().manual_seed(config.seed)
-    vectors = _fitted(without_token_means(_vectors(subject, store, places, config), means), fitters)
-    batches = shuffled(vectors, config.batch_tokens, config.buffer_tokens, generator)
+    generator = torch.Generator().manual_seed(own_seed(config.seed, parallel))
+    vectors = _fitted(without_token_means(_vectors(subject, store, places, config, parallel), means), fitters)
+    own = shuffled(vectors, own_batch(config.batch_tokens, parallel), config.buffer_tokens // parallel.world, generator)
+    batches = (tuple(parallel.batch(x) for x in vectors) for vectors in own)
     first = next(batches)
     trainers = [
-        _trainer(args, spec, subject.device, *pair) for spec, pair in zip(plan.specs, plan.pairs(first), strict=True)
+        _trainer(args, spec, subject.device, parallel, *pair)
+        for spec, pair in zip(plan.specs, plan.pairs(first), strict=True)
     ]
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context((w.partial / "train_log.jsonl").open("w")) for w in writers.values()]
@@ -161,6 +183,12 @@ def _train_all(
     for spec, trainer in zip(plan.specs, trainers, strict=True):
         if not finite(*trainer.model.parameters()):
             raise InputError(f"training of {spec.name} diverged; pass a lower --learning-rate or --dtype float32")
+    for fitter in fitters:
+        fitter.unite(parallel)
+    for spec, trainer in zip(plan.specs, trainers, strict=True):
+        trainer.gather(spec.architecture(trainer.model.d_in, trainer.model.architecture.width_out))
+    if not parallel.is_main:
+        return
     seconds = time.time() - started
     results = evaluate(subject, held_out, _placed(plan, trainers, fitters, means))
     shared = kept_overlap(corpus)
@@ -187,11 +215,13 @@ def _fitters(subject: Subject, places: Sequence[Hookpoint]) -> list[BaselineFitt
 
 
 def _vectors(
-    subject: Subject, store: ContextStore, places: Sequence[Hookpoint], config: TrainConfig
+    subject: Subject, store: ContextStore, places: Sequence[Hookpoint], config: TrainConfig, parallel: Parallel
 ) -> Iterator[ActivationBatch]:
     """The training split's vectors; every call gives the same."""
     order = np.random.default_rng(config.seed)
-    return stream(subject, store, places, store.batches(SUBJECT_BATCH_TOKENS, order, config.tokens))
+    largest = max(SUBJECT_BATCH_TOKENS, int(np.diff(store.offsets).max()))
+    batches = store.batches(SUBJECT_BATCH_TOKENS, order, enough_for_all(config, largest, parallel))
+    return stream(subject, store, places, own_batches(batches, parallel))
 
 
 def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
@@ -203,23 +233,29 @@ def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter
 
 
 def _token_means(
-    subject: Subject, store: ContextStore, places: Sequence[Hookpoint], args: Arguments
+    subject: Subject, store: ContextStore, places: Sequence[Hookpoint], args: Arguments, parallel: Parallel
 ) -> list[TokenMean | None]:
     """Each token's mean vector over the training split, from a pass of its own."""
     fitters = _fitters(subject, places)
-    batches = _fitted(_vectors(subject, store, places, args.train), fitters)
+    batches = _fitted(_vectors(subject, store, places, args.train, parallel), fitters)
     with tqdm(total=args.train.tokens, unit="tok", unit_scale=True, desc="token means", mininterval=1.0) as bar:
         for batch in batches:
-            bar.update(len(batch.token_ids))
+            bar.update(len(batch.token_ids) * parallel.world)
+    for fitter in fitters:
+        fitter.unite(parallel)
     return [fitter.token_mean() for fitter in fitters]
 
 
-def _trainer(args: Arguments, spec: DictionarySpec, device: torch.device, x: Tensor, target: Tensor) -> Trainer:
-    model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1])).to(device)
+def _trainer(
+    args: Arguments, spec: DictionarySpec, device: torch.device, parallel: Parallel, x: Tensor, target: Tensor
+) -> Trainer:
+    model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1]))
+    model.to(device if parallel.shards == 1 else "cpu")
     # One generator per dictionary: which others are trained beside it must not change it.
-    model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
-    config = args.train
-    return Trainer(model, spec.sae, learning_rate(config, model.n_latents), config.dead_after * config.tokens)
+    model.initialise(parallel.sample(x), torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
+    config, rate = args.train, learning_rate(args.train, model.n_latents)
+    part = part_of(model, parallel).to(device)
+    return Trainer(part, spec.sae, rate, config.dead_after * config.tokens, parallel)
 
 
 def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, Any]) -> None:
@@ -228,9 +264,9 @@ def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, An
     write_json(writer.partial / "metrics.json", metrics)
 
 
-def _check_subject(subject: Subject, args: Arguments) -> None:
+def _check_subject(subject: Subject, args: Arguments, parallel: Parallel) -> None:
     for spec in asked(args.train, args.sae):
-        spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target))
+        check_shardable(spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target)), parallel.shards)
     subject.check_context(args.corpus.context_length)
 
 

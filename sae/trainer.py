@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sae.architecture import Architecture
 from sae.config import SAEConfig, TrainConfig
 from sae.distributed import ALONE, Parallel
 from sae.losses import PASSES, Moment
 from sae.model import SparseAutoencoder
-from sae.sharding import SHARDED_PASSES
+from sae.sharding import SHARDED_PASSES, whole_of
 
 
 def learning_rate(config: TrainConfig, n_latents: int) -> float:
@@ -75,6 +76,15 @@ class Trainer:
         self.last_fired[result.indices[result.values > 0]] = self.tokens
         self.parallel.keep_latest(self.last_fired)
         return result.fvu
+
+    def gather(self, whole: Architecture) -> None:
+        """End a training whose latents are spread over processes: the main one then holds all of them."""
+        if self.parallel.shards > 1:
+            self.optimiser.state.clear()
+            self.optimiser.zero_grad(set_to_none=True)
+            self.last_fired = self.parallel.beside(self.last_fired).flatten()
+            self.model = whole_of(self.model, whole, self.parallel) or self.model
+            self.parallel = ALONE
 
     def _dead(self) -> Tensor | None:
         """Indices of the dead latents, or None."""
