@@ -1,4 +1,4 @@
-"""Activations of a subject as streams of vectors: in order for a cache, mixed for training."""
+"""Activations of a subject as streams of vectors, in the order of the contexts."""
 
 from __future__ import annotations
 
@@ -77,43 +77,3 @@ def without_token_means(
         tokens = batch.token_ids.to(batch.vectors[0].device)
         pairs = zip(batch.vectors, means, strict=True)
         yield replace(batch, vectors=tuple(x if mean is None else x - mean.predict(tokens) for x, mean in pairs))
-
-
-def shuffled(
-    batches: Iterable[ActivationBatch], batch_tokens: int, buffer_tokens: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, ...]]:
-    """Mix a stream in a buffer of fixed size: fill it, give away a random half in batches, fill it again.
-
-    At the end everything is given away, so every vector comes exactly once; only a last batch may be smaller.
-
-    Args:
-        batches: the stream.
-        batch_tokens: vectors in a batch.
-        buffer_tokens: vectors that are mixed; at least two batches.
-        generator: draws the order.
-
-    Yields:
-        One [batch_tokens, width] tensor per hookpoint, rows aligned between them.
-    """
-    size = max(buffer_tokens, 2 * batch_tokens)
-    parts: list[tuple[Tensor, ...]] = []
-    held = 0
-    for batch in batches:
-        parts.append(batch.vectors)
-        held += len(batch.token_ids)
-        if held >= size:
-            mixed = _mix(parts, generator)
-            away = held // 2 // batch_tokens * batch_tokens
-            for first in range(0, away, batch_tokens):
-                yield tuple(x[first : first + batch_tokens] for x in mixed)
-            parts, held = [tuple(x[away:] for x in mixed)], held - away
-    if held:
-        mixed = _mix(parts, generator)
-        for first in range(0, held, batch_tokens):
-            yield tuple(x[first : first + batch_tokens] for x in mixed)
-
-
-def _mix(parts: list[tuple[Tensor, ...]], generator: torch.Generator) -> tuple[Tensor, ...]:
-    vectors = [torch.cat(column) for column in zip(*parts, strict=True)]
-    order = torch.randperm(len(vectors[0]), generator=generator).to(vectors[0].device)
-    return tuple(x[order] for x in vectors)

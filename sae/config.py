@@ -17,6 +17,8 @@ Variant = Literal[
 ]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 Site = Literal["residual", "mlp", "attention", "transcoder"]
+OptimiserState = Literal["float32", "bfloat16", "8bit"]
+Track = Literal["none", "wandb", "trackio"]
 LARGEST_SEED = 2**32 - 1
 
 
@@ -146,6 +148,10 @@ class TrainConfig:
     """Share of the steps over which the learning rate rises."""
     decay: float = 0.3
     """Share of the steps, at the end, over which it falls to zero."""
+    clip: float | None = None
+    """Largest global norm of a dictionary's gradient; longer ones are scaled down to it. By default none is."""
+    optimiser_state: OptimiserState = "float32"
+    """How Adam's two moments are held: 8 bytes a weight, 4 (bfloat16) or 2 (8bit)."""
     buffer_tokens: int = 65_536
     """Activation vectors mixed in the shuffle buffer."""
     dead_after: float = 0.1
@@ -156,8 +162,24 @@ class TrainConfig:
     """Go over the split again when it has fewer tokens than asked."""
     overwrite: bool = False
     """Replace dictionaries of the same name that were made with other settings."""
+    snapshot_minutes: float = 10.0
+    """Minutes between snapshots, from which a killed training goes on; 0 neither writes nor uses any."""
+    snapshot_steps: int | None = None
+    """Optimiser steps between snapshots, instead of minutes."""
+    track: Track = "none"
+    """Send the training curves to a service as well: wandb or trackio."""
     shard_latents: int = 1
     """Under torchrun: processes over which the latents of a dictionary are spread (docs/distributed.md)."""
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return math.ceil(self.tokens / self.batch_tokens)
+
+    @property
+    def snapshots(self) -> bool:
+        """Whether snapshots are written and used."""
+        return bool(self.snapshot_steps or self.snapshot_minutes)
 
     def __post_init__(self) -> None:
         _at_least(1, tokens=self.tokens, shard_latents=self.shard_latents)
@@ -180,6 +202,12 @@ class TrainConfig:
                 raise InputError(f"--{name} names something twice: {' '.join(map(str, found))}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate must be positive and finite, got {self.learning_rate}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise InputError(f"--clip must be positive and finite, got {self.clip}; leave it out to clip nothing")
+        if not 0 <= self.snapshot_minutes < math.inf:
+            raise InputError(f"--snapshot-minutes must be at least 0 and finite, got {self.snapshot_minutes}")
+        if self.snapshot_steps is not None:
+            _at_least(1, snapshot_steps=self.snapshot_steps)
         for name in ("warmup", "decay", "dead_after"):
             share = getattr(self, name)
             if not 0 <= share <= 1:

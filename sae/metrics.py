@@ -7,6 +7,7 @@ vector mean over the evaluated tokens: lower is better, 1 is what the mean itsel
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -213,25 +214,37 @@ class BaselineFitter:
         self._counts = torch.zeros(vocabulary, device=device, dtype=torch.int64)
         # Float64 on the CPU: a residual stream has directions whose variance is a millionth of the largest.
         self._moments = torch.zeros(d_in, d_in, dtype=torch.float64)
-        self._origin: Tensor | None = None
+        # Near the mean: the first batch's. Not a number until there is one.
+        self._origin = torch.full((d_in,), math.nan, device=device)
+        self._empty = True
 
     def update(self, x: Tensor, token_ids: Tensor) -> None:
         """Add vectors [token, d_in] and their tokens [token]."""
         token_ids = token_ids.to(x.device)
         self._sums.index_add_(0, token_ids, x.double())
         self._counts += torch.bincount(token_ids, minlength=len(self._counts))
-        if self._origin is None:
-            self._origin = x.mean(0, dtype=torch.float64).float()
+        if self._empty:
+            self._origin.copy_(x.mean(0, dtype=torch.float64))
+            self._empty = False
         # The products are float32: a large mean would leave no digits for the variance.
         centred = x - self._origin
         self._moments += (centred.T @ centred).double().cpu()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was accumulated."""
+        return {"sums": self._sums, "counts": self._counts, "moments": self._moments, "origin": self._origin}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+        self._empty = bool(self._origin.isnan().all())
 
     def unite(self, parallel: Parallel) -> None:
         """Add what the fitters of the other processes have seen."""
         if parallel.world == 1:
             return
-        own = torch.zeros_like(self._sums[0], dtype=torch.float32) if self._origin is None else self._origin
-        self._origin = own.clone()
+        own = self._origin.clone()
         parallel.copy_main([self._origin])
         # sum (y + d)(y + d)^T over y = x - own, with d = own - common.
         d, n = (own - self._origin).double().cpu(), self._counts.sum().double().cpu()
@@ -250,7 +263,7 @@ class BaselineFitter:
         """The projection on the first k principal components."""
         n = self._counts.sum().double().cpu().clamp_min(1)
         mean = self._sums.sum(0).double().cpu() / n
-        shift = mean if self._origin is None else mean - self._origin.double().cpu()
+        shift = mean if self._empty else mean - self._origin.double().cpu()
         _, vectors = torch.linalg.eigh(self._moments / n - torch.outer(shift, shift))
         directions = vectors.flip(1)[:, : min(k, len(mean))].T
         device = self._sums.device

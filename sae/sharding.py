@@ -71,6 +71,20 @@ def whole_of(part: SparseAutoencoder, architecture: Architecture, parallel: Para
     return model.to(part.w_enc.device)
 
 
+@torch.no_grad()
+def clip_gradient(model: SparseAutoencoder, largest: float, parallel: Parallel) -> None:
+    """Scale a dictionary's gradient down to a global norm, that of all shards together."""
+    if parallel.shards == 1:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
+        return
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    here = sum(g.square().sum() for name, g in gradients.items() if name in BY_LATENT)
+    everywhere = sum(g.square().sum() for name, g in gradients.items() if name not in BY_LATENT)
+    norm = (parallel.beside(torch.as_tensor(here)).sum() + everywhere).sqrt()
+    for gradient in gradients.values():
+        gradient.mul_((largest / (norm + 1e-6)).clamp_max(1.0))
+
+
 def winners(values: Tensor, indices: Tensor, k: int, parallel: Parallel) -> tuple[Tensor, Tensor]:
     """Those of this shard's best that are among the k best of all shards, through a ReLU; zero is no latent.
 

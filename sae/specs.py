@@ -13,8 +13,11 @@ from sae.config import SAEConfig, Site, TrainConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 
-SWEPT = ("run", "layers", "sites", "seed", "seeds", "ks", "overwrite", "shard_latents")
-"""Settings of a command that are not those of each dictionary."""
+SWEPT = (
+    *("run", "layers", "sites", "seed", "seeds", "ks", "overwrite"),
+    *("snapshot_minutes", "snapshot_steps", "track", "shard_latents"),
+)
+"""Settings of a command that are not those of each dictionary, or that change no number of it."""
 
 
 @dataclass(frozen=True)

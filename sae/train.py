@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
+import functools
 import logging
-import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, shuffled, stream, without_token_means
-from sae.artifacts import ArtifactWriter, completed, dictionary_folder, read_json, write_json, writing
+from sae.artifacts import LOG, ArtifactWriter, completed, dictionary_folder, digest, read_json, write_json, writing
 from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
 from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
-from sae.contexts import ContextStore, prepare_contexts
+from sae.contexts import prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
-from sae.distributed import Parallel, check_same, enough_for_all, own_batch, own_batches, own_seed
+from sae.distributed import Parallel, check_same, own_batch
 from sae.errors import InputError
 from sae.evaluate import Placed, evaluate
-from sae.hookpoints import Hookpoint
-from sae.losses import finite
 from sae.memory import keep_freed_memory
-from sae.metrics import BaselineFitter, TokenMean
-from sae.model import SparseAutoencoder
+from sae.metrics import TokenMean
 from sae.processes import joined, on_own_device
+from sae.progress import Diverged, Progress
 from sae.runs import claim_run
-from sae.sharding import check_shardable, part_of
+from sae.sharding import check_shardable
+from sae.snapshots import SnapshotClock, SnapshotStore, environment
 from sae.specs import DictionarySpec, asked
 from sae.subject import Subject, load_subject
-from sae.trainer import Rates, Trainer, learning_rate, schedule
+from sae.tracking import tracking
+from sae.trainer import Trainer, rates_at
+from sae.training import Pairs, Plan, Source, TrainingPass, begin, kept_token_means
 from sae.weights import subject_digest, subject_identity
 
 log = logging.getLogger(__name__)
-LOG_EVERY = 20
+Writers = dict[DictionarySpec, ArtifactWriter | None]
+"""One a dictionary in the main process; the others write nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,54 +49,36 @@ class Arguments:
     sae: SAEConfig = field(default_factory=SAEConfig)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which dictionary learns from which of the stream's vectors."""
-
-    specs: tuple[DictionarySpec, ...]
-    places: tuple[Hookpoint, ...]
-
-    @classmethod
-    def of(cls, specs: Sequence[DictionarySpec]) -> Plan:
-        """Every hookpoint that a dictionary reads or reconstructs, once."""
-        places = dict.fromkeys(place for spec in specs for place in (spec.hookpoint, spec.target))
-        return cls(tuple(specs), tuple(places))
-
-    def pairs(self, vectors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and targets of each dictionary, of vectors in the order of the places."""
-        of = dict(zip(self.places, vectors, strict=True))
-        return [(of[spec.hookpoint], of[spec.target]) for spec in self.specs]
-
-
 def train(
     trainers: Sequence[Trainer],
-    batches: Iterable[Sequence[tuple[Tensor, Tensor]]],
+    batches: Iterable[Pairs],
     config: TrainConfig,
-    logs: Sequence[TextIO],
+    progress: Progress,
+    first_step: int = 0,
+    save: Callable[[int], None] | None = None,
 ) -> None:
-    """The training loop, over batches with inputs and targets of each dictionary; logs get one JSON line at times."""
-    n_steps = math.ceil(config.tokens / config.batch_tokens)
-    bar = tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="training", mininterval=1.0)
-    for step, pairs in zip(range(n_steps), batches, strict=False):
-        rates = Rates(schedule(step, n_steps, config.warmup, config.decay), min(1.0, (step + 1) / (0.3 * n_steps)))
-        fvus = [trainer.step(x, target, rates) for trainer, (x, target) in zip(trainers, pairs, strict=True)]
-        bar.update(trainers[0].tokens - bar.n)
-        if step % LOG_EVERY == 0 or step == n_steps - 1:
-            rows = [
-                {
-                    "step": step,
-                    "tokens": t.tokens,
-                    "lr": t.peak * rates.learning,
-                    "fvu": float(fvu),
-                    "dead_share": t.dead_share,
-                }
-                for t, fvu in zip(trainers, fvus, strict=True)
-            ]
-            for stream, row in zip(logs, rows, strict=False):
-                stream.write(json.dumps(row) + "\n")
-            mean, dead = (sum(row[name] for row in rows) / len(rows) for name in ("fvu", "dead_share"))
-            bar.set_postfix_str(f"fvu {mean:.3f}, dead {dead:.0%}")
-    bar.close()
+    """The training loop.
+
+    Args:
+        trainers: one a dictionary.
+        batches: inputs and targets of each dictionary.
+        config: number of steps, schedule, and how often a snapshot is taken.
+        progress: is told of every step.
+        first_step: number of the first step; not zero where a training goes on.
+        save: takes a snapshot after so many steps.
+
+    Raises:
+        Diverged: a loss has exploded.
+    """
+    clock = SnapshotClock(config)
+    for step, pairs in zip(range(first_step, config.n_steps), batches, strict=False):
+        rates = rates_at(step, config)
+        passes = [trainer.step(x, target, rates) for trainer, (x, target) in zip(trainers, pairs, strict=True)]
+        progress.update(step, rates, trainers, passes)
+        if save and clock.is_due(step + 1):
+            progress.check(trainers)
+            save(step + 1)
+            clock.restart()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train_asked(args: Arguments, parallel: Parallel) -> None:
+    """The work of `main`; every process reads and trains, only the main one asks and changes what lies on disk."""
     keep_freed_memory()
     corpus = open_corpus(args.corpus)
     identity = subject_identity(args.subject)
@@ -125,20 +103,28 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
     settings = corpus_settings(args.corpus)
     configs = {spec: spec.settings(args.train, identity, settings) for spec in specs}
     folders = {spec: dictionary_folder(args.train.run, spec.name) for spec in specs}
-    overwrite = args.train.overwrite or not parallel.is_main
-    todo = [spec for spec in specs if completed(folders[spec], "sae", configs[spec], parents, overwrite) is None]
-    todo = parallel.told(todo)
+    here = specs if parallel.is_main else []
+    todo = parallel.told(
+        [s for s in here if completed(folders[s], "sae", configs[s], parents, args.train.overwrite) is None]
+    )
+    requests = {spec.name: digest([configs[spec], parents]) for spec in todo}
+    snapshots = SnapshotStore(args.train.run / "sae", tuple(spec.name for spec in specs), requests, {})
     if todo:
         subject = load_subject(args.subject)
         _check_subject(subject, args, parallel)
         with contextlib.ExitStack() as stack:
-            writers = {
-                spec: stack.enter_context(writing(folders[spec], "sae", configs[spec], parents))
-                for spec in todo
-                if parallel.is_main
-            }
-            _train_all(args, subject, corpus, Plan.of(todo), writers, parallel)
-    for spec, folder in folders.items() if parallel.is_main else ():
+            writers: Writers = dict.fromkeys(todo)
+            for spec in todo if parallel.is_main else ():
+                writers[spec] = stack.enter_context(writing(folders[spec], "sae", configs[spec], parents))
+            snapshots = replace(snapshots, environment=environment(subject.device))
+            wanted = snapshots if args.train.snapshots and parallel.world == 1 else None
+            if args.train.snapshots and wanted is None:
+                log.info("several processes take no snapshots: a training that is killed begins anew")
+            _train_all(args, subject, corpus, writers, wanted, parallel)
+    if not parallel.is_main:
+        return
+    snapshots.remove()
+    for spec, folder in folders.items():
         mend = f"remove {folder} and run the same command again"
         try:
             summary = _summary(read_json(folder / "metrics.json", mend), spec.sae.k)
@@ -157,105 +143,67 @@ def _train_all(
     args: Arguments,
     subject: Subject,
     corpus: Corpus,
-    plan: Plan,
-    writers: dict[DictionarySpec, ArtifactWriter],
+    writers: Writers,
+    snapshots: SnapshotStore | None,
     parallel: Parallel,
 ) -> None:
+    """Train what the writers are for, measure it on held-out documents, and write it."""
     config, context = args.train, args.corpus.context_length
-    started = time.time()
     store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
     held_out = prepare_contexts(corpus, subject.tokenizer, "score", config.eval_tokens, context, repeat=True)
-    places = plan.places
-    means = _token_means(subject, store, places, args, parallel) if args.sae.skip_embed else [None] * len(places)
-    fitters = _fitters(subject, places)
-    generator = torch.Generator().manual_seed(own_seed(config.seed, parallel))
-    vectors = _fitted(without_token_means(_vectors(subject, store, places, config, parallel), means), fitters)
-    own = shuffled(vectors, own_batch(config.batch_tokens, parallel), config.buffer_tokens // parallel.world, generator)
-    batches = (tuple(parallel.batch(x) for x in vectors) for vectors in own)
-    first = next(batches)
-    trainers = [
-        _trainer(args, spec, subject.device, parallel, *pair)
-        for spec, pair in zip(plan.specs, plan.pairs(first), strict=True)
-    ]
-    with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context((w.partial / "train_log.jsonl").open("w")) for w in writers.values()]
-        train(trainers, map(plan.pairs, itertools.chain([first], batches)), config, logs)
-    for spec, trainer in zip(plan.specs, trainers, strict=True):
-        if not finite(*trainer.model.parameters()):
-            raise InputError(f"training of {spec.name} diverged; pass a lower --learning-rate or --dtype float32")
-    for fitter in fitters:
-        fitter.unite(parallel)
-    for spec, trainer in zip(plan.specs, trainers, strict=True):
-        trainer.gather(spec.architecture(trainer.model.d_in, trainer.model.architecture.width_out))
-    if not parallel.is_main:
+    plan = Plan.of(list(writers))
+    source = Source(subject, store, plan.places, config, parallel)
+    means = kept_token_means(source, snapshots) if args.sae.skip_embed else [None] * len(plan.places)
+    with _progress(config, writers) as progress:
+        training = begin(source, plan, means, progress, snapshots)
+        _run(training, config, snapshots)
+    training.gather(parallel)
+    trainers = list(training.trainers.values())
+    written = [writer for writer in writers.values() if writer]
+    if not written:
         return
-    seconds = time.time() - started
-    results = evaluate(subject, held_out, _placed(plan, trainers, fitters, means))
-    shared = kept_overlap(corpus)
-    for (spec, writer), trainer, result in zip(writers.items(), trainers, results, strict=True):
-        save_dictionary(writer.partial, trainer.model, spec.facts(), means[places.index(spec.hookpoint)])
+    results = evaluate(subject, held_out, _placed(plan, training, means))
+    shared, seconds = kept_overlap(corpus), round(progress.seconds, 3)
+    for spec, writer, trainer, result in zip(plan.specs, written, trainers, results, strict=True):
+        save_dictionary(writer.partial, trainer.model, spec.facts(), means[plan.places.index(spec.hookpoint)])
         _save_metrics(writer, trainer, result)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
-        writer.finish({**counts, "overlap": shared}, {"training_seconds": round(seconds, 3)})
+        counts |= {"processes": parallel.world, "latent_shards": parallel.shards} if parallel.world > 1 else {}
+        writer.finish({**counts, "overlap": shared}, {"training_seconds": seconds})
 
 
-def _placed(
-    plan: Plan, trainers: Sequence[Trainer], fitters: Sequence[BaselineFitter], means: Sequence[TokenMean | None]
-) -> list[Placed]:
+def _placed(plan: Plan, training: TrainingPass, means: Sequence[TokenMean | None]) -> list[Placed]:
     found = []
-    for spec, trainer in zip(plan.specs, trainers, strict=True):
+    for spec, trainer in zip(plan.specs, training.trainers.values(), strict=True):
         place = plan.places.index(spec.target)
-        found.append(Placed(trainer.model, spec.hookpoint, spec.target, fitters[place], means[place]))
+        found.append(Placed(trainer.model, spec.hookpoint, spec.target, training.fitters[place], means[place]))
     return found
 
 
-def _fitters(subject: Subject, places: Sequence[Hookpoint]) -> list[BaselineFitter]:
-    vocabulary = int(subject.model.get_input_embeddings().weight.shape[0])
-    return [BaselineFitter(vocabulary, subject.width(place), subject.device) for place in places]
+@contextlib.contextmanager
+def _progress(config: TrainConfig, writers: Writers) -> Iterator[Progress]:
+    """Bar, logs and curves of a training, open while it runs."""
+    written = {spec.name: writer for spec, writer in writers.items() if writer}
+    settings = {name: writer.config for name, writer in written.items()}
+    key = digest([settings, [writer.parents for writer in written.values()]])[:16]
+    with contextlib.ExitStack() as stack:
+        curves = stack.enter_context(tracking(config.track if written else "none", config.run.name, key, settings))
+        paths = {spec.name: w.partial / LOG if w else Path(os.devnull) for spec, w in writers.items()}
+        logs = {name: stack.enter_context(path.open("w")) for name, path in paths.items()}
+        yield stack.enter_context(contextlib.closing(Progress(logs, config, curves)))
 
 
-def _vectors(
-    subject: Subject, store: ContextStore, places: Sequence[Hookpoint], config: TrainConfig, parallel: Parallel
-) -> Iterator[ActivationBatch]:
-    """The training split's vectors; every call gives the same."""
-    order = np.random.default_rng(config.seed)
-    largest = max(SUBJECT_BATCH_TOKENS, int(np.diff(store.offsets).max()))
-    batches = store.batches(SUBJECT_BATCH_TOKENS, order, enough_for_all(config, largest, parallel))
-    return stream(subject, store, places, own_batches(batches, parallel))
+def _run(training: TrainingPass, config: TrainConfig, snapshots: SnapshotStore | None) -> None:
+    """Train to the end.
 
-
-def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
-    """The activation stream, which the baselines see on its way to the dictionaries."""
-    for batch in batches:
-        for fitter, x in zip(fitters, batch.vectors, strict=True):
-            fitter.update(x, batch.token_ids)
-        yield batch
-
-
-def _token_means(
-    subject: Subject, store: ContextStore, places: Sequence[Hookpoint], args: Arguments, parallel: Parallel
-) -> list[TokenMean | None]:
-    """Each token's mean vector over the training split, from a pass of its own."""
-    fitters = _fitters(subject, places)
-    batches = _fitted(_vectors(subject, store, places, args.train, parallel), fitters)
-    with tqdm(total=args.train.tokens, unit="tok", unit_scale=True, desc="token means", mininterval=1.0) as bar:
-        for batch in batches:
-            bar.update(len(batch.token_ids) * parallel.world)
-    for fitter in fitters:
-        fitter.unite(parallel)
-    return [fitter.token_mean() for fitter in fitters]
-
-
-def _trainer(
-    args: Arguments, spec: DictionarySpec, device: torch.device, parallel: Parallel, x: Tensor, target: Tensor
-) -> Trainer:
-    model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1]))
-    model.to(device if parallel.shards == 1 else "cpu")
-    # One generator per dictionary: which others are trained beside it must not change it.
-    model.initialise(parallel.sample(x), torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
-    config, rate = args.train, learning_rate(args.train, model.n_latents)
-    part = part_of(model, parallel).to(device)
-    return Trainer(part, spec.sae, rate, config.dead_after * config.tokens, parallel)
+    Raises:
+        InputError: a loss has exploded; the last snapshot stays, and the message names it.
+    """
+    save = functools.partial(training.save, snapshots) if snapshots else None
+    try:
+        train(list(training.trainers.values()), training.batches, config, training.progress, training.step, save)
+    except Diverged as error:
+        raise InputError(f"{error}{snapshots.last_words() if snapshots else ''}") from None
 
 
 def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, Any]) -> None:

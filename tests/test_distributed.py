@@ -109,11 +109,11 @@ def _trained(parallel: Parallel, sae: SAEConfig, shape: Architecture) -> tuple[l
     batches = _batches()
     model = SparseAutoencoder(shape)
     model.initialise(batches[0], torch.Generator().manual_seed(1))
-    trainer = Trainer(part_of(model, parallel), sae, 3e-3, 192, parallel)
+    trainer = Trainer(part_of(model, parallel), sae, 3e-3, 192, parallel=parallel)
     curve, n_dead = [], []
     for batch in batches:
         x = parallel.batch(batch.chunk(parallel.world)[parallel.rank])
-        curve.append(float(trainer.step(x, x, Rates())))
+        curve.append(float(trainer.step(x, x, Rates()).fvu))
         n_dead.append(trainer.dead_share * shape.n_latents)
     whole = whole_of(trainer.model, shape, parallel)
     weights = {} if whole is None else {name: value.detach().numpy() for name, value in whole.state_dict().items()}

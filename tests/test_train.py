@@ -19,6 +19,7 @@ from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 from sae.latents import LatentCache
 from sae.model import SparseAutoencoder
+from sae.progress import Progress
 from sae.specs import DictionarySpec
 from sae.subject import caught, load_subject
 from sae.train import main, train
@@ -40,7 +41,9 @@ def test_planted_directions_are_recovered() -> None:
     model.initialise(x[:1000], generator)
     config = TrainConfig(Path("unused"), (0,), tokens=len(x), batch_tokens=128)
     batches = ([(x[i : i + 128], x[i : i + 128])] for i in range(0, len(x), 128))
-    train([Trainer(model, SAEConfig(k=3), 3e-3, 1e9)], batches, config, [io.StringIO()])
+    progress = Progress({"planted": io.StringIO()}, config)
+    train([Trainer(model, SAEConfig(k=3), 3e-3, 1e9)], batches, config, progress)
+    progress.close()
     cosine = (truth @ model.w_dec.detach().T).max(1).values
     assert float(cosine.mean()) > 0.9
 
