@@ -41,6 +41,7 @@ from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
 from sae.runs import claim_run, read_run
+from sae.specs import kind_of
 from sae.subject import Subject, load_subject
 from sae.weights import subject_digest, subject_identity
 
@@ -203,6 +204,8 @@ def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
 def _artifact_config(config: CacheConfig, corpus: CorpusConfig, dictionary: Dictionary) -> dict[str, Any]:
     names = ("hookpoint", "layer", "seed", "k", "n_latents", "skip_embed")
     facts = {name: dictionary.facts.get(name) for name in names}
+    kind = kind_of(dictionary.facts)
+    facts |= {"kind": kind} if kind else {}
     settings = {"tokens": config.tokens, "repeat": config.repeat, "corpus": corpus_settings(corpus)}
     result: dict[str, Any] = plain({"dictionary": dictionary.name, **facts, **settings})
     return result

@@ -88,6 +88,13 @@ Null = Literal[
 ]
 
 
+BASES: tuple[Null, ...] = ("pca", "neurons")
+"""A basis and its opposites: 2 d_in latents."""
+UNTRAINED: tuple[Null, ...] = ("random-directions", *BASES)
+FITTED: tuple[Null, ...] = ("pca", "gaussian")
+"""Those that need the covariance of the activations first."""
+
+
 @dataclass(frozen=True)
 class SAEConfig:
     """One sparse autoencoder: its architecture and its loss."""
@@ -95,9 +102,9 @@ class SAEConfig:
     architecture: Kind = "topk"
     """How latents become active: topk, batch_topk, jumprelu, relu or gated (docs/training.md)."""
     k: int = 32
-    """Latents active per token; of batch_topk on average; of jumprelu, relu and gated only that of the PCA baseline."""
+    """Latents active per token; of batch_topk on average, of jumprelu at first; relu and gated have none."""
     expansion: int = 16
-    """Latents per input dimension."""
+    """Latents per input dimension; always 2 for the nulls pca and neurons."""
     matryoshka: tuple[float, ...] = ()
     """Shares of the latents that reconstruct by themselves as well, e.g. 0.0625 0.25; for topk and batch_topk."""
     sparsity: float | None = None
@@ -118,6 +125,10 @@ class SAEConfig:
         if self.sparsity is not None and (self.architecture in K_KINDS or not 0 <= self.sparsity < math.inf):
             expected = "a number of at least 0, with --architecture jumprelu, relu or gated"
             raise InputError(f"--sparsity expected {expected}; got {self.sparsity} with {self.architecture}")
+        if self.null in UNTRAINED and (self.architecture != "topk" or self.matryoshka):
+            raise InputError(
+                f"--null {self.null} is not trained: it goes with --architecture topk, without --matryoshka"
+            )
         if not 0 <= self.auxk < math.inf:
             raise InputError(f"--auxk must be at least 0 and finite, got {self.auxk}")
 

@@ -121,6 +121,20 @@ class Parallel:
             with answering():
                 dist.all_reduce(last_fired, dist.ReduceOp.MAX, group=self.data_group)
 
+    def least(self, x: Tensor) -> Tensor:
+        """The smallest x of the data ranks."""
+        if self.data_ranks > 1:
+            x = x.clone()
+            with answering():
+                dist.all_reduce(x, dist.ReduceOp.MIN, group=self.data_group)
+        return x
+
+    def nth_largest(self, values: Tensor, n: int) -> Tensor:
+        """The n-th largest number of the data ranks, each of which has its own n largest among these."""
+        own = torch.topk(values.detach().flatten(), min(n, values.numel())).values
+        own = torch.nn.functional.pad(own, (0, n - len(own)), value=-torch.inf)
+        return self.sample(own).topk(n).values[-1]
+
     def sample(self, x: Tensor) -> Tensor:
         """The vectors x [token, width] of all data ranks, one after the other."""
         return x if self.data_ranks == 1 else torch.cat(_gathered(x, self.data_group, self.data_ranks))

@@ -2,12 +2,14 @@
 
 Everything is in the autoencoder's own units (inputs times `scale`), in which the mean squared norm is d_in, and
 reconstruction errors are relative to the batch's variance, so that coefficients mean the same at every hookpoint.
+Penalties are per token: L0 as it is, L1 divided by sqrt(d_in), which is what inputs of norm 1 would give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,12 @@ from sae.config import SAEConfig
 from sae.distributed import ALONE, Parallel
 from sae.kernels import sparse_rows
 from sae.model import SparseAutoencoder
-from sae.sparsity import topk
+from sae.sparsity import batch_topk, topk
+
+SPARSITY = {"jumprelu": 3e-4, "relu": 0.2, "gated": 0.4}
+"""Coefficients of the sparsity penalties by default."""
+BANDWIDTH = 0.5
+"""Width of the kernel that estimates the gradient of a jump, where a pre-activation is about 1."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Moment:
     penalty: float = 1.0
     """Share of the sparsity penalty that counts now."""
     parallel: Parallel = ALONE
-    """Where the rest of the batch is: sums over the batch go through `parallel.total`."""
+    """Where the rest of the batch is: sums over its tokens go through `parallel.total`."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,12 @@ class Pass:
     """What is minimised."""
     fvu: Tensor
     """The batch's fraction of variance unexplained, without gradient."""
-    values: Tensor
-    """[token, width]; zero is no latent."""
-    indices: Tensor
-    """int64 [token, width]."""
+    fired: Tensor
+    """Which latents were active on some token, bool [n_latents]."""
+    l0: Tensor
+    """Active latents of a token, on average."""
+    cut: Tensor | None = None
+    """batch_topk: the smallest value that was kept."""
 
 
 def variation(x: Tensor, parallel: Parallel = ALONE) -> Tensor:
@@ -53,15 +62,60 @@ def variation(x: Tensor, parallel: Parallel = ALONE) -> Tensor:
 
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
-    inputs, target = model.inputs(x), target * model.scale
-    pre = model.pre_activations(inputs)
+    pre = model.pre_activations(model.inputs(x))
     values, indices = topk(pre, model.k or 1)
-    error = target - sparse_rows(indices, values, model.w_dec) - model.b_dec
-    fvu = moment.parallel.total(error.square().sum()) / variation(target, moment.parallel)
-    loss = fvu
+    loss, fvu = _selected_loss(model, pre, (values, indices), target * model.scale, sae, moment)
+    return Pass(loss, fvu, fired(model, values, indices), l0(values))
+
+
+def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """The same with the k x token largest of the batch: Bussmann et al., arXiv 2412.06410.
+
+    The threshold of inference is the mean over batches of the smallest positive value kept, `cut`.
+    """
+    pre = model.pre_activations(model.inputs(x))
+    values, indices = _batch_topk(pre, model.k or 1, moment.parallel)
+    loss, fvu = _selected_loss(model, pre, (values, indices), target * model.scale, sae, moment)
+    kept = values.detach()
+    cut = moment.parallel.least(torch.where(kept > 0, kept, torch.inf).min())
+    return Pass(loss, fvu, fired(model, values, indices), l0(values), cut)
+
+
+def _batch_topk(pre: Tensor, k: int, parallel: Parallel) -> tuple[Tensor, Tensor]:
+    """`batch_topk` of the batch that the data ranks have together."""
+    if parallel.data_ranks == 1:
+        return batch_topk(pre, k)
+    # All of the largest may be of one rank.
+    values, indices = batch_topk(pre, min(parallel.count(k), pre.shape[1]))
+    return values * (values >= parallel.nth_largest(values, parallel.count(len(pre)) * k)), indices
+
+
+def _selected_loss(
+    model: SparseAutoencoder,
+    pre: Tensor,
+    active: tuple[Tensor, Tensor],
+    target: Tensor,
+    sae: SAEConfig,
+    moment: Moment,
+) -> tuple[Tensor, Tensor]:
+    """Loss and FVU of active latents (values and indices, [token, width] each).
+
+    With groups M, each prefix of the latents reconstructs by itself, and the mean of the errors is minimised,
+    1/|M| sum_m ||x - f_{0:m} W_{0:m} - b_dec||^2: Bussmann et al., arXiv 2503.17547, who take the sum.
+    """
+    values, indices = active
+    errors, error = [], target - model.b_dec
+    start = 0
+    for stop in model.architecture.groups or (model.n_latents,):
+        # A prefix adds to the reconstruction of the one before it what its new latents decode to.
+        own = values if stop - start == model.n_latents else values * ((indices >= start) & (indices < stop))
+        error, start = error - sparse_rows(indices, own, model.w_dec), stop
+        errors.append(moment.parallel.total(error.square().sum()))
+    whole = variation(target, moment.parallel)
+    loss, fvu = torch.stack(errors).mean() / whole, errors[-1].detach() / whole
     if moment.dead is not None and sae.auxk:
         loss = loss + sae.auxk * _auxk_loss(model, pre, error.detach(), moment.dead, moment.parallel)
-    return Pass(loss, fvu.detach(), values.detach(), indices)
+    return loss, fvu
 
 
 def _auxk_loss(model: SparseAutoencoder, pre: Tensor, error: Tensor, dead: Tensor, parallel: Parallel) -> Tensor:
@@ -72,7 +126,116 @@ def _auxk_loss(model: SparseAutoencoder, pre: Tensor, error: Tensor, dead: Tenso
     return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
 
 
-PASSES: dict[str, Callable[[SparseAutoencoder, Tensor, Tensor, SAEConfig, Moment], Pass]] = {"topk": topk_pass}
+def fired(model: SparseAutoencoder, values: Tensor, indices: Tensor) -> Tensor:
+    """Which latents are active on some token, bool [n_latents], of values and indices [token, width]."""
+    mass = torch.zeros(model.n_latents, dtype=values.dtype, device=values.device)
+    return mass.index_put_((indices.flatten(),), values.detach().flatten(), accumulate=True) > 0
+
+
+def l0(values: Tensor) -> Tensor:
+    """Active latents of a token on average, of values [token, any]."""
+    return (values.detach() > 0).sum() / max(1, len(values))
+
+
+def relu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """||x - x_hat||^2 + lambda ||f||_1: Bricken et al., Towards Monosemanticity, 2023.
+
+    Decoder directions have norm 1, so the norm need not be weighted by theirs, as Conerly et al. (2024) do to let
+    them grow: the two losses are the same here.
+    """
+    active = model.pre_activations(model.inputs(x)).relu()
+    fvu = _dense_fvu(model, active, target, moment.parallel)
+    penalty = moment.parallel.total(active.sum()) / moment.parallel.count(len(x)) / model.d_in**0.5
+    return Pass(fvu + _coefficient(model, sae, moment) * penalty, fvu.detach(), (active > 0).any(0), l0(active))
+
+
+def gated_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """||x - x_hat(f)||^2 + lambda ||ReLU(pi)||_1 + ||x - x_hat_frozen(ReLU(pi))||^2, pi = W_enc x + b_enc the gate.
+
+    Rajamanoharan et al., arXiv 2404.16014: the penalty shrinks the gate, which decides only whether a latent is
+    active, and not the magnitude. The third part, through a decoder that gets no gradient of it, teaches the gate.
+    """
+    inputs = model.inputs(x)
+    gate = model.pre_activations(inputs)
+    opened = gate.relu()
+    magnitude = model.magnitudes(inputs).relu() * (gate > 0)
+    fvu = _dense_fvu(model, magnitude, target, moment.parallel)
+    own = _dense_fvu(model, opened, target, moment.parallel, frozen=True)
+    penalty = moment.parallel.total(opened.sum()) / moment.parallel.count(len(x)) / model.d_in**0.5
+    loss = fvu + _coefficient(model, sae, moment) * penalty + own
+    return Pass(loss, fvu.detach(), (magnitude > 0).any(0), l0(magnitude))
+
+
+def jumprelu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """||x - x_hat||^2 + lambda ||f||_0: Rajamanoharan et al., arXiv 2407.14435.
+
+    Thresholds learn from both parts through straight-through estimates of the gradient of a jump.
+    """
+    pre = model.pre_activations(model.inputs(x))
+    active, count = jump(pre, model.threshold, BANDWIDTH)
+    fvu = _dense_fvu(model, active, target, moment.parallel)
+    penalty = moment.parallel.total(count) / moment.parallel.count(len(x))
+    loss = fvu + _coefficient(model, sae, moment) * penalty
+    return Pass(loss, fvu.detach(), (active > 0).any(0), l0(active))
+
+
+def _dense_fvu(
+    model: SparseAutoencoder, active: Tensor, target: Tensor, parallel: Parallel, frozen: bool = False
+) -> Tensor:
+    """FVU of latents [token, n_latents]: half of them are active at first, so no rectangle would be small.
+
+    Frozen, the decoder gets no gradient of it.
+    """
+    w_dec, b_dec = (model.w_dec.detach(), model.b_dec.detach()) if frozen else (model.w_dec, model.b_dec)
+    target = target * model.scale
+    return parallel.total((target - active @ w_dec - b_dec).square().sum()) / variation(target, parallel)
+
+
+def _coefficient(model: SparseAutoencoder, sae: SAEConfig, moment: Moment) -> float:
+    given = SPARSITY[model.architecture.kind] if sae.sparsity is None else sae.sparsity
+    return given * moment.penalty
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        active = pre > threshold
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return pre * active, active.sum().to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        value, count = gradients
+        pre, threshold = ctx.saved_tensors
+        near = (pre - threshold).abs() < ctx.bandwidth / 2
+        jumped = -((value * threshold + count) * near).sum(0) / ctx.bandwidth
+        return value * (pre > threshold), jumped, None
+
+
+def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """z H(z - theta), and how many of them are active.
+
+    The gradient of H with respect to theta, zero almost everywhere, is estimated by a rectangle K(u) = [|u| < 1/2]:
+    d(z H)/d theta = -theta/eps K((z - theta)/eps) and dH/d theta = -1/eps K((z - theta)/eps); z gets the gradient of
+    z H where it is above theta, and none of H (arXiv 2407.14435, section 3).
+
+    Args:
+        pre: z [token, n_latents].
+        threshold: theta [n_latents], positive.
+        bandwidth: eps.
+    """
+    values, count = _Jump.apply(pre, threshold, bandwidth)  # type: ignore[no-untyped-call]
+    return values, count
+
+
+PASSES: dict[str, Callable[[SparseAutoencoder, Tensor, Tensor, SAEConfig, Moment], Pass]] = {
+    "topk": topk_pass,
+    "batch_topk": batch_topk_pass,
+    "jumprelu": jumprelu_pass,
+    "relu": relu_pass,
+    "gated": gated_pass,
+}
 
 
 def finite(*tensors: Tensor) -> bool:

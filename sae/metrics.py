@@ -186,6 +186,20 @@ class PCA:
         return self.mean + (x - self.mean) @ self.directions.T @ self.directions
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean [d_in] and covariance [d_in, d_in] of vectors, float64 on the CPU."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def directions(self) -> Tensor:
+        """Principal components [d_in, d_in], one a row, that of the largest variance first."""
+        vectors: Tensor = torch.linalg.eigh(self.covariance).eigenvectors
+        return vectors.T.flip(0)
+
+
 class ProjectionCounter:
     """Accumulates what each principal component carries of some vectors: the error of any number of them follows."""
 
@@ -259,12 +273,15 @@ class BaselineFitter:
         by_token = torch.where(seen[:, None], self._sums / self._counts.clamp_min(1)[:, None], mean)
         return TokenMean(mean.float(), by_token.float())
 
-    def pca(self, k: int) -> PCA:
-        """The projection on the first k principal components."""
+    def moments(self) -> Moments:
+        """Mean and covariance."""
         n = self._counts.sum().double().cpu().clamp_min(1)
         mean = self._sums.sum(0).double().cpu() / n
         shift = mean if self._empty else mean - self._origin.double().cpu()
-        _, vectors = torch.linalg.eigh(self._moments / n - torch.outer(shift, shift))
-        directions = vectors.flip(1)[:, : min(k, len(mean))].T
-        device = self._sums.device
-        return PCA(mean.float().to(device), directions.float().contiguous().to(device))
+        return Moments(mean, self._moments / n - torch.outer(shift, shift))
+
+    def pca(self, k: int) -> PCA:
+        """The projection on the first k principal components."""
+        law, device = self.moments(), self._sums.device
+        directions = law.directions[: min(k, len(law.mean))]
+        return PCA(law.mean.float().to(device), directions.float().contiguous().to(device))

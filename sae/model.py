@@ -10,9 +10,12 @@ from torch.nn import functional
 
 from sae.architecture import Architecture
 from sae.kernels import sparse_rows
-from sae.sparsity import above, topk
+from sae.sparsity import above, batch_topk, topk
 
 STANDARD_DEVIATION_FLOOR = 1e-5
+THRESHOLD_SHARE = 0.1
+"""What a batch counts in the running mean that is a batch_topk dictionary's threshold."""
+LEAST_THRESHOLD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,23 @@ class SparseAutoencoder(nn.Module):
         self.normalise_decoder()
         self.w_enc.copy_(self.w_dec)
 
+    @torch.no_grad()
+    def initialise_thresholds(self, sample: Tensor, k: int) -> None:
+        """Set the thresholds of a jumprelu dictionary: k latents are active on average on a sample [token, d_in].
+
+        Does nothing for other kinds.
+        """
+        if self.architecture.kind == "jumprelu":
+            values, _ = batch_topk(self.pre_activations(self.inputs(sample)), k)
+            self.threshold.copy_(torch.where(values > 0, values, torch.inf).min().clamp(LEAST_THRESHOLD, self.d_in))
+
+    @torch.no_grad()
+    def learn_threshold(self, cut: Tensor) -> None:
+        """Take the smallest value that a batch kept into the running mean of a batch_topk dictionary's threshold."""
+        mean = torch.where(self.threshold < 0, cut, self.threshold.lerp(cut, THRESHOLD_SHARE))
+        # A batch in which nothing is positive has no smallest value.
+        self.threshold.copy_(torch.where(cut.isfinite(), mean, self.threshold))
+
     def inputs(self, x: Tensor) -> Tensor:
         """What the encoder's product sees of x [token, d_in]."""
         return self._inputs(x)[0]
@@ -130,6 +150,10 @@ class SparseAutoencoder(nn.Module):
         """W_enc x + b_enc [token, n_latents] of what `inputs` gives."""
         return functional.linear(inputs, self.w_enc, self.b_enc)
 
+    def magnitudes(self, inputs: Tensor) -> Tensor:
+        """exp(r_mag) W_enc x + b_mag [token, n_latents] of what `inputs` gives: how much a gated latent fires."""
+        return functional.linear(inputs, self.w_enc) * self.r_mag.exp() + self.b_mag
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values [token, width] and indices int64 [token, width] of the active latents of x [token, d_in].
 
@@ -144,8 +168,7 @@ class SparseAutoencoder(nn.Module):
         if kind == "topk":
             return topk(pre, self.architecture.k or 1)
         if kind == "gated":
-            magnitude = functional.linear(inputs, self.w_enc) * self.r_mag.exp() + self.b_mag
-            return above(magnitude.relu() * (pre > 0), 0.0)
+            return above(self.magnitudes(inputs).relu() * (pre > 0), 0.0)
         if kind == "relu":
             return above(pre, 0.0)
         if kind == "batch_topk" and float(self.threshold) < 0:
@@ -177,6 +200,12 @@ class SparseAutoencoder(nn.Module):
         """Encode and decode x [token, d_in]."""
         values, indices = self.encode(x)
         return SAEOutput(values, indices, self.decode(values, indices, x))
+
+    @torch.no_grad()
+    def keep_thresholds_positive(self) -> None:
+        """Lift the thresholds of a jumprelu dictionary to a small positive number; pre-activations are about 1."""
+        if self.architecture.kind == "jumprelu":
+            self.threshold.clamp_(min=LEAST_THRESHOLD)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

@@ -170,6 +170,6 @@ def _row(trainer: Trainer, result: Pass, rates: Rates) -> dict[str, float]:
         "lr": trainer.peak * rates.learning,
         "fvu": float(result.fvu),
         "loss": float(result.loss.detach()),
-        "l0": float(trainer.parallel.beside((result.values > 0).sum()).sum()) / len(result.values),
+        "l0": float(result.l0),
         "dead_share": trainer.dead_share,
     }

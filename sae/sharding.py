@@ -16,24 +16,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae.architecture import Architecture
-from sae.config import SAEConfig
+from sae.config import UNTRAINED, Null, SAEConfig
 from sae.distributed import Parallel, answering
 from sae.errors import InputError
 from sae.kernels import sparse_rows
-from sae.losses import Moment, Pass, variation
+from sae.losses import Moment, Pass, fired, l0, variation
 from sae.model import SparseAutoencoder
 
 BY_LATENT = ("w_enc", "b_enc", "w_dec")
 """Tensors with a row for each latent."""
 
 
-def check_shardable(architecture: Architecture, shards: int) -> None:
+def check_shardable(architecture: Architecture, null: Null, shards: int) -> None:
     """Raise `InputError` unless the latents of such a dictionary can be spread over so many processes."""
     if shards == 1:
         return
     if architecture.kind not in SHARDED_PASSES or architecture.groups:
         found = f"{architecture.kind}{' with --matryoshka' if architecture.groups else ''}"
         raise InputError(f"--shard-latents is for --architecture topk, got {found}; leave it out")
+    if null in UNTRAINED:
+        raise InputError(f"--shard-latents is for dictionaries that learn, got --null {null}; leave it out")
     if architecture.n_latents % shards:
         found = f"the dictionary has {architecture.n_latents} latents"
         raise InputError(f"--shard-latents {shards} must divide the number of latents: {found}; change --expansion")
@@ -113,7 +115,7 @@ def sharded_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: 
     loss = fvu
     if moment.dead is not None and sae.auxk:
         loss = loss + sae.auxk * _auxk_loss(model, pre, error.detach(), moment)
-    return Pass(loss, fvu.detach(), values.detach(), indices)
+    return Pass(loss, fvu.detach(), fired(model, values, indices), parallel.beside(l0(values)).sum())
 
 
 def _auxk_loss(model: SparseAutoencoder, pre: Tensor, error: Tensor, moment: Moment) -> Tensor | float:

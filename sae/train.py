@@ -14,7 +14,7 @@ from typing import Any
 from sae.artifacts import LOG, ArtifactWriter, completed, dictionary_folder, digest, read_json, write_json, writing
 from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
-from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
+from sae.config import FITTED, CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
 from sae.distributed import Parallel, check_same, own_batch
@@ -22,6 +22,7 @@ from sae.errors import InputError
 from sae.evaluate import Placed, evaluate
 from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
+from sae.nulls import gaussian_fvu, noise
 from sae.processes import joined, on_own_device
 from sae.progress import Diverged, Progress
 from sae.runs import claim_run
@@ -127,16 +128,16 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
     for spec, folder in folders.items():
         mend = f"remove {folder} and run the same command again"
         try:
-            summary = _summary(read_json(folder / "metrics.json", mend), spec.sae.k)
+            summary = _summary(read_json(folder / "metrics.json", mend))
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{folder / 'metrics.json'} lacks the metrics of a dictionary; {mend}") from None
         print(f"{folder}: {summary}{'' if spec in todo else ' (complete already)'}")
 
 
-def _summary(metrics: dict[str, Any], k: int) -> str:
+def _summary(metrics: dict[str, Any]) -> str:
     names = ("fvu", "fvu_token_mean", "fvu_pca")
     fvu, token, pca = ("undefined" if metrics[name] is None else f"{metrics[name]:.3f}" for name in names)
-    return f"fvu {fvu} (token mean {token}, PCA of {k} {pca}), dead {metrics['dead_share']:.1%}"
+    return f"fvu {fvu} (token mean {token}, PCA of {metrics['pca_k']} {pca}), dead {metrics['dead_share']:.1%}"
 
 
 def _train_all(
@@ -154,8 +155,9 @@ def _train_all(
     plan = Plan.of(list(writers))
     source = Source(subject, store, plan.places, config, parallel)
     means = kept_token_means(source, snapshots) if args.sae.skip_embed else [None] * len(plan.places)
+    laws = source.laws(means) if args.sae.null in FITTED else {}
     with _progress(config, writers) as progress:
-        training = begin(source, plan, means, progress, snapshots)
+        training = begin(source, plan, means, progress, snapshots, laws)
         _run(training, config, snapshots)
     training.gather(parallel)
     trainers = list(training.trainers.values())
@@ -165,6 +167,10 @@ def _train_all(
     results = evaluate(subject, held_out, _placed(plan, training, means))
     shared, seconds = kept_overlap(corpus), round(progress.seconds, 3)
     for spec, writer, trainer, result in zip(plan.specs, written, trainers, results, strict=True):
+        if spec.sae.null == "gaussian":
+            fresh = noise(config.seed, spec.hookpoint, config.n_steps)
+            floor = gaussian_fvu(trainer.model, laws[spec.hookpoint], config.eval_tokens, fresh)
+            result["fvu_gaussian"] = floor
         save_dictionary(writer.partial, trainer.model, spec.facts(), means[plan.places.index(spec.hookpoint)])
         _save_metrics(writer, trainer, result)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
@@ -214,7 +220,8 @@ def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, An
 
 def _check_subject(subject: Subject, args: Arguments, parallel: Parallel) -> None:
     for spec in asked(args.train, args.sae):
-        check_shardable(spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target)), parallel.shards)
+        shape = spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target))
+        check_shardable(shape, spec.sae.null, parallel.shards)
     subject.check_context(args.corpus.context_length)
 
 

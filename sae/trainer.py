@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sae.architecture import Architecture
-from sae.config import OptimiserState, SAEConfig, TrainConfig
+from sae.config import UNTRAINED, OptimiserState, SAEConfig, TrainConfig
 from sae.distributed import ALONE, Parallel
 from sae.losses import PASSES, Moment, Pass
 from sae.model import SparseAutoencoder
+from sae.nulls import hold, keep_near, observed
 from sae.optimiser import adam
 from sae.sharding import SHARDED_PASSES, clip_gradient, whole_of
 
@@ -83,9 +84,19 @@ class Trainer:
         self.optimiser = adam(model.parameters(), peak, options.state)
         self.last_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=model.w_enc.device)
         self.tokens = 0
+        # Of the initialisation, which a training that goes on repeats: no part of what a step changes.
+        self.anchors = hold(model, sae.null)
 
     def step(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
         """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the pass before it."""
+        untrained = self.sae.null in UNTRAINED
+        result = observed(self.model, x, target, self.parallel) if untrained else self._learn(x, target, rates)
+        self.tokens += self.parallel.count(len(x))
+        self.last_fired.masked_fill_(result.fired, self.tokens)
+        self.parallel.keep_latest(self.last_fired)
+        return result
+
+    def _learn(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
         moment = Moment(self._dead(), rates.penalty, self.parallel)
         passes = PASSES if self.parallel.shards == 1 else SHARDED_PASSES
         result = passes[self.sae.architecture](self.model, x, target, self.sae, moment)
@@ -99,9 +110,11 @@ class Trainer:
             group["lr"] = self.peak * rates.learning
         self.optimiser.step()
         self.model.normalise_decoder()
-        self.tokens += self.parallel.count(len(x))
-        self.last_fired[result.indices[result.values > 0]] = self.tokens
-        self.parallel.keep_latest(self.last_fired)
+        self.model.keep_thresholds_positive()
+        if self.anchors is not None:
+            keep_near(self.model.w_dec, self.anchors)
+        if result.cut is not None:
+            self.model.learn_threshold(result.cut)
         return result
 
     def gather(self, whole: Architecture) -> None:

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from sae.config import TrainConfig
 from sae.contexts import ContextStore
 from sae.distributed import ALONE, Parallel, enough_for_all, own_batch, own_batches, own_seed
 from sae.hookpoints import Hookpoint
-from sae.metrics import BaselineFitter, TokenMean
+from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
+from sae.nulls import set_directions, twins
 from sae.progress import Progress
 from sae.sharding import part_of
 from sae.shuffling import ShuffleBuffer
@@ -61,6 +63,11 @@ class Source:
     config: TrainConfig
     parallel: Parallel = ALONE
 
+    @property
+    def seed(self) -> int:
+        """What this process draws of its own begins with this seed."""
+        return own_seed(self.config.seed, self.parallel)
+
     def vectors(self, taken: int = 0) -> Iterator[ActivationBatch]:
         """This process's vectors after its first `taken` batches of contexts, which the subject does not see again."""
         order = np.random.default_rng(self.config.seed)
@@ -71,11 +78,9 @@ class Source:
 
     def buffer(self) -> ShuffleBuffer:
         """This process's part of the shuffle buffer, and of the batches that it gives."""
-        config, parallel = self.config, self.parallel
-        generator = torch.Generator().manual_seed(own_seed(config.seed, parallel))
-        return ShuffleBuffer(
-            own_batch(config.batch_tokens, parallel), config.buffer_tokens // parallel.world, generator
-        )
+        size = own_batch(self.config.batch_tokens, self.parallel)
+        generator = torch.Generator().manual_seed(self.seed)
+        return ShuffleBuffer(size, self.config.buffer_tokens // self.parallel.world, generator)
 
     def fitters(self) -> list[BaselineFitter]:
         """Fitters of the baselines, one a place, that have seen nothing."""
@@ -84,13 +89,21 @@ class Source:
 
     def token_means(self) -> list[TokenMean]:
         """Each token's mean vector at every place, from a pass of its own."""
+        return [fitter.token_mean() for fitter in self._first_pass(self.vectors(), "token means")]
+
+    def laws(self, means: Sequence[TokenMean | None]) -> dict[Hookpoint, Moments]:
+        """Mean and covariance of what a dictionary sees at every place, from a pass of its own."""
+        fitters = self._first_pass(without_token_means(self.vectors(), means), "covariances")
+        return {place: fitter.moments() for place, fitter in zip(self.places, fitters, strict=True)}
+
+    def _first_pass(self, vectors: Iterable[ActivationBatch], title: str) -> list[BaselineFitter]:
         fitters = self.fitters()
-        with tqdm(total=self.config.tokens, unit="tok", unit_scale=True, desc="token means", mininterval=1.0) as bar:
-            for batch in _fitted(self.vectors(), fitters):
+        with tqdm(total=self.config.tokens, unit="tok", unit_scale=True, desc=title, mininterval=1.0) as bar:
+            for batch in _fitted(vectors, fitters):
                 bar.update(len(batch.token_ids) * self.parallel.world)
         for fitter in fitters:
             fitter.unite(self.parallel)
-        return [fitter.token_mean() for fitter in fitters]
+        return fitters
 
 
 def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
@@ -157,20 +170,27 @@ def begin(
     means: Sequence[TokenMean | None],
     progress: Progress,
     snapshots: SnapshotStore | None,
+    laws: Mapping[Hookpoint, Moments] = MappingProxyType({}),
 ) -> TrainingPass:
-    """A training pass at its beginning, or where the newest snapshot that fits it was taken."""
+    """A training pass at its beginning, or where the newest snapshot that fits it was taken.
+
+    `laws` are the moments of what is seen at every place, for the nulls that need them.
+    """
     buffer, fitters = source.buffer(), source.fitters()
     snapshot = snapshots.newest("step") if snapshots else None
     if snapshot:
         _restore_stream(snapshot, source, buffer, fitters)
     vectors = without_token_means(source.vectors(buffer.taken), means)
-    own = buffer.batches(batch.vectors for batch in _fitted(vectors, fitters))
-    batches = (plan.pairs([source.parallel.batch(x) for x in rows]) for rows in own)
+    mixed = buffer.batches(batch.vectors for batch in _fitted(vectors, fitters))
+    step = int(snapshot.facts["step"]) if snapshot else 0
+    if any(spec.sae.null == "gaussian" for spec in plan.specs):
+        mixed = twins(mixed, {place: laws[place] for place in plan.places}, source.seed, step)
+    batches = (plan.pairs([source.parallel.batch(x) for x in rows]) for rows in mixed)
     first = next(batches)
-    trainers = {s.name: _trainer(source, s, *pair) for s, pair in zip(plan.specs, first, strict=True)}
-    step = 0
+    trainers = {
+        s.name: _trainer(source, s, pair, laws.get(s.hookpoint)) for s, pair in zip(plan.specs, first, strict=True)
+    }
     if snapshot:
-        step = int(snapshot.facts["step"])
         for name, trainer in trainers.items():
             trainer.load_state_dict(snapshot.part(f"dictionary.{name}", source.subject.device))
             tokens = trainer.tokens
@@ -193,14 +213,20 @@ def _restore_stream(
         fitter.load_state_dict(snapshot.part(f"baselines.{name}", device))
 
 
-def _trainer(source: Source, spec: DictionarySpec, x: Tensor, target: Tensor) -> Trainer:
+def _trainer(source: Source, spec: DictionarySpec, pair: tuple[Tensor, Tensor], law: Moments | None) -> Trainer:
     config, device, parallel = source.config, source.subject.device, source.parallel
+    x, target = parallel.sample(pair[0]), pair[1]
     model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1]))
-    # A dictionary whose latents are spread may be too large for the device.
-    model.to(device if parallel.shards == 1 else "cpu")
+    if parallel.shards == 1:
+        model.to(device)
+    else:
+        # Whole, a dictionary whose latents are spread may be too large for the device.
+        x = x.cpu()
     # One generator per dictionary: which others are trained beside it must not change it.
-    model.initialise(parallel.sample(x), torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
+    model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
+    model.initialise_thresholds(x, spec.sae.k)
+    set_directions(model, spec.sae.null, x, law)
     parallel.copy_main(model.state_dict().values())
+    options = OptimiserOptions(config.optimiser_state, config.clip)
     peak, window = learning_rate(config, model.n_latents), config.dead_after * config.tokens
-    part = part_of(model, parallel).to(device)
-    return Trainer(part, spec.sae, peak, window, OptimiserOptions(config.optimiser_state, config.clip), parallel)
+    return Trainer(part_of(model, parallel).to(device), spec.sae, peak, window, options, parallel)

@@ -119,6 +119,14 @@ def test_what_attention_and_mlp_add_makes_the_output_of_a_block_from_its_input(f
         torch.testing.assert_close(block.post_attention_layernorm(before), mlp_in)
 
 
+@pytest.mark.parametrize("family", ["gpt-neox, parallel", "gemma2", "gemma3", "llama", "qwen3-moe"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_in_half_precision_hides_no_place(family: str, dtype: torch.dtype) -> None:
+    model = _tiny(FAMILIES[family]())
+    expected, subject = _subject(model), _subject(model.to(dtype))
+    assert subject.sublayers == expected.sublayers and not subject.sublayers[1].fault
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_the_pass_ends_at_the_hookpoint_and_leaves_no_hooks(site: str) -> None:
     subject = _subject(_tiny(FAMILIES["llama"]()))
