@@ -235,7 +235,8 @@ class CacheConfig:
     tokens: int = 300_000
     """Tokens to cache: half from the explain split, half from the score split."""
     dictionary: str | None = None
-    """Folder of a dictionary trained elsewhere; by default every dictionary trained in the run."""
+    """Folder or hub id (owner/name[/sub/folder]) of a dictionary trained elsewhere, in a format of docs/formats.md; by
+    default every dictionary trained in the run."""
     hookpoint: str | None = None
     """Where a dictionary trained elsewhere reads, e.g. layers.3; by default what its config says."""
     name: str | None = None

@@ -138,7 +138,8 @@ class SparseAutoencoder(nn.Module):
         units = _Units(1 / self.scale, 0.0)
         if shape.normalise == "standardise":
             mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
-            x = (x - mean) / (deviation + STANDARD_DEVIATION_FLOOR)
+            # In the units of the inputs, so that the scale cancels.
+            x = (x - mean) / (deviation + STANDARD_DEVIATION_FLOOR * self.scale)
             units = _Units(deviation / self.scale, mean / self.scale)
         elif shape.normalise == "constant_norm":
             norm = x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / self.d_in**0.5
