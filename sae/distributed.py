@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -181,6 +181,15 @@ class Parallel:
             with answering():
                 for tensor in tensors:
                     dist.all_reduce(tensor)
+
+    def held_by_all(self, values: Sequence[int]) -> list[int]:
+        """Those of the main process's numbers that every process has."""
+        if self.world == 1:
+            return list(values)
+        asked = self.told(list(values))
+        missing = torch.tensor([number not in values for number in asked] or [True], dtype=torch.int64)
+        self.add_up([missing])
+        return [number for number, lacking in zip(asked, missing.tolist(), strict=False) if not lacking]
 
     def wait(self) -> None:
         """Go on when all processes are here."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +34,6 @@ from sae.trainer import Trainer, rates_at
 from sae.training import Pairs, Plan, Source, TrainingPass, begin, kept_token_means
 from sae.weights import subject_digest, subject_identity
 
-log = logging.getLogger(__name__)
 Writers = dict[DictionarySpec, ArtifactWriter | None]
 """One a dictionary in the main process; the others write nothing."""
 
@@ -71,7 +69,7 @@ def train(
     Raises:
         Diverged: a loss has exploded.
     """
-    clock = SnapshotClock(config)
+    clock = SnapshotClock(config, trainers[0].parallel)
     for step, pairs in zip(range(first_step, config.n_steps), batches, strict=False):
         rates = rates_at(step, config)
         passes = [trainer.step(x, target, rates) for trainer, (x, target) in zip(trainers, pairs, strict=True)]
@@ -109,7 +107,7 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
         [s for s in here if completed(folders[s], "sae", configs[s], parents, args.train.overwrite) is None]
     )
     requests = {spec.name: digest([configs[spec], parents]) for spec in todo}
-    snapshots = SnapshotStore(args.train.run / "sae", tuple(spec.name for spec in specs), requests, {})
+    snapshots = SnapshotStore(args.train.run / "sae", tuple(spec.name for spec in specs), requests, {}, parallel)
     if todo:
         subject = load_subject(args.subject)
         _check_subject(subject, args, parallel)
@@ -117,14 +115,14 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
             writers: Writers = dict.fromkeys(todo)
             for spec in todo if parallel.is_main else ():
                 writers[spec] = stack.enter_context(writing(folders[spec], "sae", configs[spec], parents))
-            snapshots = replace(snapshots, environment=environment(subject.device))
-            wanted = snapshots if args.train.snapshots and parallel.world == 1 else None
-            if args.train.snapshots and wanted is None:
-                log.info("several processes take no snapshots: a training that is killed begins anew")
+            snapshots = replace(snapshots, environment=environment(subject.device, parallel))
+            wanted = snapshots if args.train.snapshots else None
             _train_all(args, subject, corpus, writers, wanted, parallel)
+    # Not before the main process has written what came of them.
+    parallel.wait()
+    snapshots.remove()
     if not parallel.is_main:
         return
-    snapshots.remove()
     for spec, folder in folders.items():
         mend = f"remove {folder} and run the same command again"
         try:

@@ -34,6 +34,7 @@ from sae.metrics import BaselineFitter
 from sae.model import SparseAutoencoder
 from sae.processes import joined, on_own_device
 from sae.sharding import check_shardable, part_of, winners
+from sae.snapshots import SnapshotStore
 from sae.trainer import OptimiserOptions, Rates, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -330,7 +331,7 @@ def test_torchrun_trains_dictionaries_like_those_of_one_process(
     _check_like(alone, tmp_path / "run")
 
 
-def test_sharded_latents_come_out_as_an_ordinary_dictionary(
+def test_sharded_latents_come_out_as_an_ordinary_dictionary_also_after_a_failure(
     alone: dict[str, Any], neox_folder: Path, corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = _flags(tmp_path / "run", neox_folder, corpus_file)
@@ -341,6 +342,53 @@ def test_sharded_latents_come_out_as_an_ordinary_dictionary(
     # One process by itself finds them complete.
     train.main(flags)
     assert capsys.readouterr().out.count("(complete already)") == 2
+    again = _flags(tmp_path / "again", neox_folder, corpus_file)
+    again = [*again, "--shard-latents", "2", "--snapshot-steps", "5"]
+    results = _processes(2, tmp_path / "failed", _train_until, again, 12)
+    assert sorted(status or 0 for status, *_ in results) == [1, 2], results
+    assert len(list((tmp_path / "again").glob("sae/.training-*-of-2/step-10"))) == 2
+    results = _processes(2, tmp_path / "mended", _train, again)
+    assert [status for status, *_ in results] == [0, 0], results
+    assert "going on at step 10 of 32" in results[0][3]
+    assert not list((tmp_path / "again").glob("sae/.training-*"))
+    prints = [
+        {
+            path.parent.name: json.loads(path.read_text())["fingerprint"]
+            for path in (tmp_path / run).rglob("manifest.json")
+        }
+        for run in ("run", "again")
+    ]
+    assert prints[0] == prints[1]
+
+
+def _train_until(argv: list[str], last_step: int) -> None:
+    """A training whose second process fails at a step of its own."""
+    step = Trainer.step
+
+    def failing(trainer: Trainer, *args: Any) -> Any:
+        if os.environ["RANK"] == "1" and trainer.tokens == last_step * 256:
+            raise InputError("the second process has had enough")
+        return step(trainer, *args)
+
+    Trainer.step = failing  # type: ignore[method-assign]
+    _train(argv)
+
+
+def test_a_snapshot_that_one_process_could_not_write_is_used_by_none(tmp_path: Path) -> None:
+    results = _processes(2, tmp_path / "out", _snapshots_of_two, tmp_path)
+    assert [(status, result) for status, result, _, _ in results] == [(0, ("step-5", 5.0)), (0, ("step-5", 5.0))]
+
+
+def _snapshots_of_two(parent: Path) -> Any:
+    with joined() as parallel:
+        store = SnapshotStore(parent, ("a",), {"a": "1"}, {}, parallel)
+        for step in (4, 5, 6):
+            tensors = {"x": torch.tensor(float(step))}
+            if step == 6 and not parallel.is_main:
+                (store.folder / "step-6.partial").write_text("in the way")
+            store.save(f"step-{step}", {"step": step}, [("part", tensors)])
+        found = SnapshotStore(parent, ("a",), {"a": "1"}, {}, parallel).newest("step")
+        return found and (found.folder.name, float(found.part("part")["x"]))
 
 
 @pytest.mark.parametrize(
