@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sae.config import SAEConfig
 from sae.distributed import ALONE, Parallel
-from sae.kernels import sparse_rows
+from sae.kernels import Transpose, decode, selected_values
 from sae.model import SparseAutoencoder
-from sae.sparsity import batch_topk, topk
+from sae.sparsity import select_batch_topk, select_topk
 
 SPARSITY = {"jumprelu": 3e-4, "relu": 0.2, "gated": 0.4}
 """Coefficients of the sparsity penalties by default."""
@@ -62,10 +62,10 @@ def variation(x: Tensor, parallel: Parallel = ALONE) -> Tensor:
 
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
-    pre = model.pre_activations(model.inputs(x))
-    values, indices = topk(pre, model.k or 1)
-    loss, fvu = _selected_loss(model, pre, (values, indices), target * model.scale, sae, moment)
-    return Pass(loss, fvu, fired(model, values, indices), l0(values))
+    inputs = model.inputs(x)
+    selected = select_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
+    loss, fvu = _selected_loss(model, inputs, selected, target * model.scale, sae, moment)
+    return Pass(loss, fvu, fired(model, *selected), l0(selected[0]))
 
 
 def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
@@ -73,56 +73,63 @@ def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SA
 
     The threshold of inference is the mean over batches of the smallest positive value kept, `cut`.
     """
-    pre = model.pre_activations(model.inputs(x))
-    values, indices = _batch_topk(pre, model.k or 1, moment.parallel)
-    loss, fvu = _selected_loss(model, pre, (values, indices), target * model.scale, sae, moment)
-    kept = values.detach()
-    cut = moment.parallel.least(torch.where(kept > 0, kept, torch.inf).min())
+    inputs = model.inputs(x)
+    values, indices = _batch_topk(model, inputs, moment.parallel)
+    loss, fvu = _selected_loss(model, inputs, (values, indices), target * model.scale, sae, moment)
+    cut = moment.parallel.least(torch.where(values > 0, values, torch.inf).min())
     return Pass(loss, fvu, fired(model, values, indices), l0(values), cut)
 
 
-def _batch_topk(pre: Tensor, k: int, parallel: Parallel) -> tuple[Tensor, Tensor]:
-    """`batch_topk` of the batch that the data ranks have together."""
-    if parallel.data_ranks == 1:
-        return batch_topk(pre, k)
+def _batch_topk(model: SparseAutoencoder, inputs: Tensor, parallel: Parallel) -> tuple[Tensor, Tensor]:
+    """What BatchTopK selects of the batch that the data ranks have together."""
+    k = model.k or 1
     # All of the largest may be of one rank.
-    values, indices = batch_topk(pre, min(parallel.count(k), pre.shape[1]))
-    return values * (values >= parallel.nth_largest(values, parallel.count(len(pre)) * k)), indices
+    most = min(parallel.count(k), model.n_latents)
+    values, indices = select_batch_topk(inputs, model.w_enc, model.b_enc, most)
+    if parallel.data_ranks > 1:
+        values = values * (values >= parallel.nth_largest(values, parallel.count(len(inputs)) * k))
+    return values, indices
 
 
 def _selected_loss(
     model: SparseAutoencoder,
-    pre: Tensor,
-    active: tuple[Tensor, Tensor],
+    inputs: Tensor,
+    selected: tuple[Tensor, Tensor],
     target: Tensor,
     sae: SAEConfig,
     moment: Moment,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and FVU of active latents (values and indices, [token, width] each).
+    """Loss and FVU of selected latents (values and indices, [token, width] each).
 
     With groups M, each prefix of the latents reconstructs by itself, and the mean of the errors is minimised,
     1/|M| sum_m ||x - f_{0:m} W_{0:m} - b_dec||^2: Bussmann et al., arXiv 2503.17547, who take the sum.
     """
-    values, indices = active
+    indices = selected[1]
+    transpose = Transpose.of(indices, model.n_latents)
+    values = selected_values(*selected, inputs, model.w_enc, model.b_enc, transpose)
     errors, error = [], target - model.b_dec
     start = 0
     for stop in model.architecture.groups or (model.n_latents,):
         # A prefix adds to the reconstruction of the one before it what its new latents decode to.
         own = values if stop - start == model.n_latents else values * ((indices >= start) & (indices < stop))
-        error, start = error - sparse_rows(indices, own, model.w_dec), stop
+        error, start = error - decode(own, indices, model.w_dec, transpose), stop
         errors.append(moment.parallel.total(error.square().sum()))
     whole = variation(target, moment.parallel)
     loss, fvu = torch.stack(errors).mean() / whole, errors[-1].detach() / whole
     if moment.dead is not None and sae.auxk:
-        loss = loss + sae.auxk * _auxk_loss(model, pre, error.detach(), moment.dead, moment.parallel)
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, error.detach(), moment.dead, moment.parallel)
     return loss, fvu
 
 
-def _auxk_loss(model: SparseAutoencoder, pre: Tensor, error: Tensor, dead: Tensor, parallel: Parallel) -> Tensor:
+def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, parallel: Parallel) -> Tensor:
     """How much of the error the best dead latents leave, relative to the error; A.2 of arXiv 2406.04093."""
     # Half the width: what the paper found to work at every size.
-    values, places = topk(pre[:, dead], min(len(dead), max(1, model.d_in // 2)))
-    guess = sparse_rows(dead[places], values, model.w_dec)
+    k = min(len(dead), max(1, model.d_in // 2))
+    values, places = select_topk(inputs, model.w_enc[dead], model.b_enc[dead], k)
+    indices = dead[places]
+    transpose = Transpose.of(indices, model.n_latents)
+    values = selected_values(values, indices, inputs, model.w_enc, model.b_enc, transpose)
+    guess = decode(values, indices, model.w_dec, transpose)
     return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
 
 

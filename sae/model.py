@@ -16,6 +16,7 @@ STANDARD_DEVIATION_FLOOR = 1e-5
 THRESHOLD_SHARE = 0.1
 """What a batch counts in the running mean that is a batch_topk dictionary's threshold."""
 LEAST_THRESHOLD = 1e-3
+CACHED_NUMBERS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,10 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def remove_radial_gradient(self) -> None:
         """Take the part of the decoder's gradient that would change the norms out of it."""
-        gradient = self.w_dec.grad
-        if gradient is not None:
-            gradient.sub_(self.w_dec * (gradient * self.w_dec).sum(1, keepdim=True))
+        if self.w_dec.grad is None:
+            return
+        # A few rows at a time, which stay in the processor's cache from the product to the subtraction.
+        rows = max(1, CACHED_NUMBERS // self.w_dec.shape[1]) if self.w_dec.device.type == "cpu" else len(self.w_dec)
+        for start in range(0, len(self.w_dec), rows):
+            w_dec, gradient = self.w_dec[start : start + rows], self.w_dec.grad[start : start + rows]
+            gradient.addcmul_(w_dec, (gradient * w_dec).sum(1, keepdim=True), value=-1)

@@ -13,15 +13,15 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional
 
 from sae.architecture import Architecture
 from sae.config import UNTRAINED, Null, SAEConfig
 from sae.distributed import Parallel, answering
 from sae.errors import InputError
-from sae.kernels import sparse_rows
+from sae.kernels import Transpose, decode, selected_values
 from sae.losses import Moment, Pass, fired, l0, variation
 from sae.model import SparseAutoencoder
+from sae.sparsity import select_topk
 
 BY_LATENT = ("w_enc", "b_enc", "w_dec")
 """Tensors with a row for each latent."""
@@ -88,10 +88,10 @@ def clip_gradient(model: SparseAutoencoder, largest: float, parallel: Parallel) 
 
 
 def winners(values: Tensor, indices: Tensor, k: int, parallel: Parallel) -> tuple[Tensor, Tensor]:
-    """Those of this shard's best that are among the k best of all shards, through a ReLU; zero is no latent.
+    """Those of this shard's best that are among the k best of all shards; zero is no latent.
 
     Args:
-        values: this shard's largest pre-activations, [token, width], descending.
+        values: this shard's largest, [token, width], descending, zero for no latent.
         indices: their latents, [token, width].
         k: how many of all shards are kept; of equal ones, those of the first shard.
         parallel: the grid.
@@ -101,38 +101,46 @@ def winners(values: Tensor, indices: Tensor, k: int, parallel: Parallel) -> tupl
     kept = (order.div(values.shape[1], rounding_mode="floor") == parallel.shard).sum(-1)
     width = max(1, int(kept.max()))
     mine = torch.arange(width, device=values.device) < kept[:, None]
-    return values[:, :width].relu() * mine, indices[:, :width]
+    return values[:, :width] * mine, indices[:, :width].contiguous()
 
 
 def sharded_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
-    """`topk_pass` of the whole dictionary, for one shard; values and indices are those of its own latents."""
+    """`topk_pass` of the whole dictionary, for one shard; which latents fired is told of its own."""
     parallel = moment.parallel
     inputs, target = parallel.replicated(model.inputs(x)), target * model.scale
-    pre = model.pre_activations(inputs)
-    values, indices = winners(*torch.topk(pre, min(sae.k, model.n_latents)), sae.k, parallel)
-    error = target - parallel.assembled(sparse_rows(indices, values, model.w_dec)) - model.b_dec
+    best = select_topk(inputs, model.w_enc, model.b_enc, min(sae.k, model.n_latents))
+    values, indices = winners(*best, sae.k, parallel)
+    error = target - _decoded(model, inputs, values, indices, parallel) - model.b_dec
     fvu = parallel.total(error.square().sum()) / variation(target, parallel)
     loss = fvu
     if moment.dead is not None and sae.auxk:
-        loss = loss + sae.auxk * _auxk_loss(model, pre, error.detach(), moment)
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, error.detach(), moment.dead, parallel)
     return Pass(loss, fvu.detach(), fired(model, values, indices), parallel.beside(l0(values)).sum())
 
 
-def _auxk_loss(model: SparseAutoencoder, pre: Tensor, error: Tensor, moment: Moment) -> Tensor | float:
+def _decoded(model: SparseAutoencoder, inputs: Tensor, values: Tensor, indices: Tensor, parallel: Parallel) -> Tensor:
+    """What the selected latents of all shards decode to, without bias, [token, d_out]."""
+    transpose = Transpose.of(indices, model.n_latents)
+    values = selected_values(values, indices, inputs, model.w_enc, model.b_enc, transpose)
+    return parallel.assembled(decode(values, indices, model.w_dec, transpose))
+
+
+def _auxk_loss(
+    model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, parallel: Parallel
+) -> Tensor | float:
     """The AuxK loss of the whole dictionary's dead latents, some of which, or none, are here."""
-    parallel, dead = moment.parallel, moment.dead
-    assert dead is not None
     counts = parallel.beside(torch.tensor([len(dead)], device=error.device)).flatten()
     k = min(int(counts.sum()), max(1, model.d_in // 2))
     if not k:
         return 0.0
-    width = min(int(counts.max()), k)
-    values, places = torch.topk(pre[:, dead], min(len(dead), width))
-    # All shards send tables of one width; what fills them up is never among the largest.
-    missing = (0, width - values.shape[1])
-    values, indices = functional.pad(values, missing, value=-torch.inf), functional.pad(dead[places], missing)
-    values, indices = winners(values, indices, k, parallel)
-    guess = parallel.assembled(sparse_rows(indices, values, model.w_dec))
+    width, own = min(int(counts.max()), k), min(len(dead), k)
+    values = inputs.new_zeros(len(inputs), width)
+    indices = torch.zeros(len(inputs), width, dtype=torch.int64, device=inputs.device)
+    if own:
+        # All shards send tables of one width; the zeros that fill them up are no latents.
+        values[:, :own], places = select_topk(inputs, model.w_enc[dead], model.b_enc[dead], own)
+        indices[:, :own] = dead[places]
+    guess = _decoded(model, inputs, *winners(values, indices, k, parallel), parallel)
     return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
 
 

@@ -177,7 +177,7 @@ def _winners_of_ties() -> Any:
     with joined() as processes:
         parallel = processes.arranged(2)
         values, indices = torch.topk(
-            torch.tensor([[3.0, 4.0, -1.0], [4.0, -2.0, 3.0]])[parallel.rank : parallel.rank + 1], 3
+            torch.tensor([[3.0, 4.0, 0.0], [4.0, 0.0, 3.0]])[parallel.rank : parallel.rank + 1], 3
         )
         kept, latents = winners(values, indices, 3, parallel)
         return kept.tolist(), latents.tolist()
