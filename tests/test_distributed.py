@@ -28,7 +28,7 @@ from sae.checkpoint import load_dictionary
 from sae.cli import run_stage
 from sae.config import SAEConfig, SubjectConfig
 from sae.contexts import Batch
-from sae.distributed import ALONE, Parallel, own_batch, own_batches
+from sae.distributed import ALONE, Parallel, check_same, own_batch, own_batches, own_seed
 from sae.errors import InputError
 from sae.metrics import BaselineFitter
 from sae.model import SparseAutoencoder
@@ -145,6 +145,8 @@ def _trained(parallel: Parallel, case: _Case) -> tuple[list[float], list[float],
 
 
 def _trained_together(shards: int, cases: Sequence[_Case]) -> Any:
+    # Small enough that the two weight matrices travel by themselves.
+    distributed.COALESCED = 1000
     with joined() as processes:
         parallel = processes.arranged(shards)
         return [_trained(parallel, case) for case in cases]
@@ -267,6 +269,11 @@ def test_every_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="found 2 GPUs for at least 3 processes"):
         on_own_device(config, parallel)
+
+
+def test_no_two_processes_draw_alike() -> None:
+    seeds = {own_seed(seed, Parallel(rank, 4)) for seed in (0, 1, 2**32 - 1) for rank in range(4)}
+    assert len(seeds) == 12 and own_seed(7, ALONE) == 7
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_one_line() -> None:
@@ -421,6 +428,7 @@ def _ending(argv: Sequence[str] | None) -> None:
         print("a result")
         logging.getLogger().info("a log line")
         parallel.wait()
+        check_same({"corpus": str(parallel.rank) if way == "differ" else "one"}, parallel)
         if way == "both":
             raise InputError("an unknown flag")
         if parallel.rank == 1:
@@ -444,6 +452,7 @@ def _stage_of(way: str) -> None:
     [
         ("none", [0, 0], None),
         ("both", [1, 2], "error: an unknown flag"),
+        ("differ", [1, 2], "error: process 1 finds another corpus than the first; copy the same files"),
         ("input", [1, 2], "error: a mistake of the second"),
         ("defect", [1, 1], "ValueError: a defect of the second"),
         ("killed", [-9, 2], "error: another process of this training ended"),
