@@ -216,6 +216,16 @@ def test_a_config_of_an_old_saelens_means_what_it_meant(tmp_path: Path) -> None:
     assert_same(found.model, forward)
 
 
+def test_inputs_that_transformer_lens_has_changed_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for value in (False, True):
+        metadata = {"model_from_pretrained_kwargs": {"center_writing_weights": value}}
+        folder, _ = files.saelens(tmp_path / str(value), metadata=metadata)
+        load_foreign(str(folder))
+        assert ("residual stream was centred" in caplog.text) == value
+
+
 def test_a_scale_beside_a_saelens_checkpoint_is_taken_and_without_it_the_file_is_refused(tmp_path: Path) -> None:
     folder, forward = files.saelens(tmp_path, normalize_activations="expected_average_only_in")
     with pytest.raises(InputError, match=r"scaled by a number that is in neither file"):
