@@ -221,7 +221,7 @@ def end_to_end_table(config: SpeedConfig) -> Iterator[str]:
 def heading(config: SpeedConfig) -> str:
     """On what it was measured."""
     report = (
-        "import torch; from sae.screening import screen_dtype; "
+        "import torch; from sae.arithmetic import screen_dtype; "
         "print(torch.__version__, torch.backends.cpu.get_cpu_capability(), "
         "'bfloat16 products:', torch.ops.mkldnn._is_mkldnn_bf16_supported(), "
         "'screen:', screen_dtype(torch.device('cpu')))"

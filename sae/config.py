@@ -179,6 +179,8 @@ class TrainConfig:
     """Optimiser steps between snapshots, instead of minutes."""
     track: Track = "none"
     """Send the training curves to a service as well: wandb or trackio."""
+    shard_latents: int = 1
+    """Under torchrun: processes over which the latents of a dictionary are spread (docs/distributed.md)."""
 
     @property
     def n_steps(self) -> int:
@@ -191,7 +193,7 @@ class TrainConfig:
         return bool(self.snapshot_steps or self.snapshot_minutes)
 
     def __post_init__(self) -> None:
-        _at_least(1, tokens=self.tokens)
+        _at_least(1, tokens=self.tokens, shard_latents=self.shard_latents)
         # The loss is relative to the variance within a batch.
         _at_least(2, batch_tokens=self.batch_tokens)
         _at_least(1, buffer_tokens=self.buffer_tokens, eval_tokens=self.eval_tokens)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae.config import SAEConfig
+from sae.distributed import ALONE, Parallel
 from sae.kernels import EncoderWeights, Transpose, decode, selected_values
 from sae.model import SparseAutoencoder
 from sae.sparsity import select_batch_topk, select_topk
@@ -34,6 +35,8 @@ class Moment:
     """Indices int64 [n_dead] of latents that have not fired for long; None when there is none."""
     penalty: float = 1.0
     """Share of the sparsity penalty that counts now."""
+    parallel: Parallel = ALONE
+    """Where the rest of the batch is: sums over its tokens go through `parallel.total`."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,17 @@ class Pass:
     """batch_topk: the smallest value that was kept."""
 
 
-def variation(x: Tensor) -> Tensor:
-    """Sum of squared distances from the batch mean, of x [token, width]."""
-    distance: Tensor = torch.linalg.vector_norm(x - x.mean(0))
-    return distance.square().clamp_min(1e-12)
+def variation(x: Tensor, parallel: Parallel = ALONE) -> Tensor:
+    """Sum of squared distances from the batch mean, of x [token, width] and what the other processes have of it."""
+    mean = parallel.total(x.sum(0)) / parallel.count(len(x))
+    return parallel.total((x - mean).square().sum()).clamp_min(1e-12)
 
 
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
-    inputs = model.inputs(x).detach()
+    inputs, target = _in_units(model, x, target)
     selected = select_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
-    loss, fvu = _selected_loss(model, inputs, selected, target * model.scale, sae, moment)
+    loss, fvu = _selected_loss(model, inputs, selected, target, sae, moment)
     return Pass(loss, fvu, fired(model, *selected), l0(selected[0]))
 
 
@@ -71,11 +74,22 @@ def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SA
 
     The threshold of inference is the mean over batches of the smallest positive value kept, `cut`.
     """
-    inputs = model.inputs(x).detach()
-    values, indices = select_batch_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
-    loss, fvu = _selected_loss(model, inputs, (values, indices), target * model.scale, sae, moment)
-    cut = torch.where(values > 0, values, torch.inf).min()
+    inputs, target = _in_units(model, x, target)
+    values, indices = _batch_topk(model, inputs, moment.parallel)
+    loss, fvu = _selected_loss(model, inputs, (values, indices), target, sae, moment)
+    cut = moment.parallel.least(torch.where(values > 0, values, torch.inf).min())
     return Pass(loss, fvu, fired(model, values, indices), l0(values), cut)
+
+
+def _batch_topk(model: SparseAutoencoder, inputs: Tensor, parallel: Parallel) -> tuple[Tensor, Tensor]:
+    """What BatchTopK selects of the batch that the data ranks have together."""
+    k = model.k or 1
+    # All of the largest may be of one rank.
+    most = min(parallel.count(k), model.n_latents)
+    values, indices = select_batch_topk(inputs, model.w_enc, model.b_enc, most)
+    if parallel.data_ranks > 1:
+        values = values * (values >= parallel.nth_largest(values, parallel.count(len(inputs)) * k))
+    return values, indices
 
 
 def _selected_loss(
@@ -94,25 +108,33 @@ def _selected_loss(
     indices = selected[1]
     transpose = Transpose.of(indices, model.n_latents)
     values = selected_values(*selected, inputs, _encoder(model), transpose)
-    errors, reconstruction, start = [], model.b_dec, 0
+    errors: list[Tensor] = []
+    reconstruction, start = model.b_dec, 0
     for stop in model.architecture.groups or (model.n_latents,):
         # A prefix adds to the reconstruction of the one before it what its new latents decode to.
         own = values if stop - start == model.n_latents else values * ((indices >= start) & (indices < stop))
         reconstruction, start = decode(own, indices, model.w_dec, transpose) + reconstruction, stop
-        errors.append(functional.mse_loss(reconstruction, target, reduction="sum"))
-    whole = variation(target)
+        errors.append(moment.parallel.total(functional.mse_loss(reconstruction, target, reduction="sum")))
+    whole = variation(target, moment.parallel)
     loss, fvu = torch.stack(errors).mean() / whole, errors[-1].detach() / whole
     if moment.dead is not None and sae.auxk:
-        loss = loss + sae.auxk * _auxk_loss(model, inputs, (target - reconstruction).detach(), moment.dead)
+        rest = (target - reconstruction).detach()
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, rest, moment.dead, moment.parallel)
     return loss, fvu
 
 
+@torch.no_grad()
+def _in_units(model: SparseAutoencoder, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What the encoder's product sees, and the target, in the autoencoder's own units."""
+    return model.inputs(x), target * model.scale
+
+
 def _encoder(model: SparseAutoencoder) -> EncoderWeights:
-    """What gets a gradient of the values of latents that were selected from inputs without one."""
+    # The decoder bias is taken off the inputs, so the encoder has a gradient for it too.
     return EncoderWeights(model.w_enc, model.b_enc, model.b_dec if model.architecture.subtract_b_dec else None)
 
 
-def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, parallel: Parallel) -> Tensor:
     """How much of the error the best dead latents leave, relative to the error; A.2 of arXiv 2406.04093."""
     # Half the width: what the paper found to work at every size.
     k = min(len(dead), max(1, model.d_in // 2))
@@ -121,7 +143,7 @@ def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Te
     transpose = Transpose.of(indices, model.n_latents)
     values = selected_values(values, indices, inputs, _encoder(model), transpose)
     guess = decode(values, indices, model.w_dec, transpose)
-    return (error - guess).square().sum() / error.square().sum().clamp_min(1e-12)
+    return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
 
 
 def fired(model: SparseAutoencoder, values: Tensor, indices: Tensor) -> Tensor:
@@ -142,9 +164,8 @@ def relu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfi
     them grow: the two losses are the same here.
     """
     active = model.pre_activations(model.inputs(x)).relu()
-    error, whole = _dense_error(model, active, target), variation(target * model.scale)
-    fvu = error / whole
-    penalty = active.sum() / len(x) / model.d_in**0.5
+    fvu = _dense_fvu(model, active, target, moment.parallel)
+    penalty = moment.parallel.total(active.sum()) / moment.parallel.count(len(x)) / model.d_in**0.5
     return Pass(fvu + _coefficient(model, sae, moment) * penalty, fvu.detach(), (active > 0).any(0), l0(active))
 
 
@@ -158,10 +179,9 @@ def gated_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConf
     gate = model.pre_activations(inputs)
     opened = gate.relu()
     magnitude = model.magnitudes(inputs).relu() * (gate > 0)
-    whole = variation(target * model.scale)
-    fvu = _dense_error(model, magnitude, target) / whole
-    own = (target * model.scale - opened @ model.w_dec.detach() - model.b_dec.detach()).square().sum() / whole
-    penalty = opened.sum() / len(x) / model.d_in**0.5
+    fvu = _dense_fvu(model, magnitude, target, moment.parallel)
+    own = _dense_fvu(model, opened, target, moment.parallel, frozen=True)
+    penalty = moment.parallel.total(opened.sum()) / moment.parallel.count(len(x)) / model.d_in**0.5
     loss = fvu + _coefficient(model, sae, moment) * penalty + own
     return Pass(loss, fvu.detach(), (magnitude > 0).any(0), l0(magnitude))
 
@@ -173,14 +193,22 @@ def jumprelu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEC
     """
     pre = model.pre_activations(model.inputs(x))
     active, count = jump(pre, model.threshold, BANDWIDTH)
-    fvu = _dense_error(model, active, target) / variation(target * model.scale)
-    loss = fvu + _coefficient(model, sae, moment) * count / len(x)
+    fvu = _dense_fvu(model, active, target, moment.parallel)
+    penalty = moment.parallel.total(count) / moment.parallel.count(len(x))
+    loss = fvu + _coefficient(model, sae, moment) * penalty
     return Pass(loss, fvu.detach(), (active > 0).any(0), l0(active))
 
 
-def _dense_error(model: SparseAutoencoder, active: Tensor, target: Tensor) -> Tensor:
-    """Squared error of latents [token, n_latents]: half of them are active at first, so no rectangle would be small."""
-    return (target * model.scale - active @ model.w_dec - model.b_dec).square().sum()
+def _dense_fvu(
+    model: SparseAutoencoder, active: Tensor, target: Tensor, parallel: Parallel, frozen: bool = False
+) -> Tensor:
+    """FVU of latents [token, n_latents]: half of them are active at first, so no rectangle would be small.
+
+    Frozen, the decoder gets no gradient of it.
+    """
+    w_dec, b_dec = (model.w_dec.detach(), model.b_dec.detach()) if frozen else (model.w_dec, model.b_dec)
+    target = target * model.scale
+    return parallel.total((target - active @ w_dec - b_dec).square().sum()) / variation(target, parallel)
 
 
 def _coefficient(model: SparseAutoencoder, sae: SAEConfig, moment: Moment) -> float:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sae.distributed import Parallel
+
 DENSE = 0.1
 """A latent that fires on a larger share of the tokens is dense."""
 DENSITY_EDGES = tuple(edge / 2 for edge in range(-12, 1))
@@ -251,6 +253,18 @@ class BaselineFitter:
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
         self._empty = bool(self._origin.isnan().all())
+
+    def unite(self, parallel: Parallel) -> None:
+        """Add what the fitters of the other processes have seen."""
+        if parallel.world == 1:
+            return
+        own = self._origin.clone()
+        parallel.copy_main([self._origin])
+        # sum (y + d)(y + d)^T over y = x - own, with d = own - common.
+        d, n = (own - self._origin).double().cpu(), self._counts.sum().double().cpu()
+        y = self._sums.sum(0).cpu() - n * own.double().cpu()
+        self._moments += torch.outer(y, d) + torch.outer(d, y) + n * torch.outer(d, d)
+        parallel.add_up([self._sums, self._counts, self._moments])
 
     def token_mean(self) -> TokenMean:
         """The token-mean predictor."""

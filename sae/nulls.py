@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sae.config import Null
+from sae.distributed import ALONE, Parallel
 from sae.hookpoints import Hookpoint
 from sae.losses import Pass, fired, l0, variation
 from sae.metrics import Moments, ReconstructionCounter
@@ -74,10 +75,10 @@ def set_directions(model: SparseAutoencoder, null: Null, sample: Tensor, law: Mo
 
 
 @torch.no_grad()
-def observed(model: SparseAutoencoder, x: Tensor, target: Tensor) -> Pass:
+def observed(model: SparseAutoencoder, x: Tensor, target: Tensor, parallel: Parallel = ALONE) -> Pass:
     """What a training pass reports, of a dictionary that does not learn."""
     output = model(x)
-    fvu = (target - output.reconstruction).square().sum() / variation(target)
+    fvu = parallel.total((target - output.reconstruction).square().sum()) / variation(target, parallel)
     return Pass(fvu, fvu, fired(model, output.values, output.indices), l0(output.values))
 
 

@@ -8,16 +8,14 @@ or that is not finite, is computed densely.
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sae.arithmetic import float32_sums, screen_dtype
 from sae.kernels import by_latent, pair_dots
 
 GROUPS = (64, 32, 16, 8)
@@ -122,31 +120,6 @@ def slices(n: int, rows: int) -> Iterator[slice]:
         yield slice(start, min(start + max(1, rows), n))
 
 
-@cache
-def screen_dtype(device: torch.device) -> torch.dtype:
-    """The arithmetic of the cheap product on a device: bfloat16 where that is the faster one, else float32.
-
-    Not every processor that has instructions for bfloat16 gains by them; a small product of each tells. The result of
-    the selection is the same.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type != "cpu":
-        return torch.float32
-    return torch.bfloat16 if 1.2 * _product_seconds(torch.bfloat16) < _product_seconds(torch.float32) else torch.float32
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    """The shortest of some products of a few hundred rows."""
-    left, right = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(left, right.T)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 @dataclass(frozen=True)
 class Question:
     """What the screen looks for."""
@@ -226,18 +199,6 @@ class Scores:
         return self.blocks.view(-1)[latents + width * (tokens + block * (n_tokens - 1))]
 
 
-@contextlib.contextmanager
-def _float32_sums() -> Iterator[None]:
-    """Without what CUDA may do by default: round partial sums of a bfloat16 product, which no bound here allows for."""
-    flags = torch.backends.cuda.matmul
-    before = flags.allow_bf16_reduced_precision_reduction
-    flags.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        flags.allow_bf16_reduced_precision_reduction = before
-
-
 def _block(n_latents: int, group: int, device: torch.device) -> int:
     return BLOCK if device.type == "cpu" and n_latents > BLOCK else _round_up(n_latents, group)
 
@@ -287,7 +248,7 @@ class Encoder:
         """Those that a product in bfloat16 cannot exclude."""
         rounded = screen.inputs(x)
         # Positive floats are ordered as the integers that their bits are, and no other score is asked for.
-        with _float32_sums():
+        with float32_sums():
             scores = Scores.of(rounded, screen.weights, None, screen.group)
         errors = screen.errors(x, rounded)
         least = self.question.least(scores.best.view(torch.bfloat16).float().mul_(1 - UNIT_ROUNDOFF).sub_(errors))
@@ -310,22 +271,3 @@ class Encoder:
         tokens, latents, few = scores.reaching(torch.where(clear, least, torch.nan))
         unscreened = (~(clear.squeeze(1) & few)).nonzero().squeeze(1)
         return Pairs(tokens, latents, scores.at(tokens, latents), unscreened, least)
-
-
-def rectangle(tokens: Tensor, n_tokens: int, least: int, *columns: tuple[Tensor, float]) -> list[Tensor]:
-    """Ragged columns as rectangles [token, width], `width` the largest number of a token, filled up with a number.
-
-    Args:
-        tokens: int64 [pair], ascending.
-        n_tokens: rows of the result.
-        least: smallest width.
-        columns: each [pair], with what it is filled up with.
-    """
-    counts = torch.bincount(tokens, minlength=n_tokens)
-    width = max(least, int(counts.max())) if len(counts) else least
-    first = counts.cumsum(0) - counts
-    place = torch.arange(len(tokens), device=tokens.device) + (tokens * width - first[tokens])
-    filled = [column.new_full((n_tokens * width,), fill) for column, fill in columns]
-    return [
-        out.scatter_(0, place, column).view(n_tokens, width) for out, (column, _) in zip(filled, columns, strict=True)
-    ]

@@ -3,6 +3,7 @@
 `<run>/sae/.training-<digest>/` belongs to the dictionaries that one command trains together. In it lie `means`, the
 token means of skip-embed, and `step-<n>`, everything that changes from step to step. Each is a folder of safetensors
 with a `snapshot.json` that holds their sha256; it is written under another name, flushed to the disk, and renamed.
+Each of several processes has a folder of its own; they go on from the newest step that all of them have.
 """
 
 from __future__ import annotations
@@ -24,27 +25,32 @@ from torch import Tensor
 
 from sae.artifacts import digest, file_digest, package_versions
 from sae.config import TrainConfig
+from sae.distributed import ALONE, Parallel
 
 log = logging.getLogger(__name__)
 FACTS = "snapshot.json"
 MEANS, STEP = "means", "step"
 UNFINISHED = ".partial"
+STEPS_BETWEEN_QUESTIONS = 20
+"""How often several processes ask the main one for the time."""
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 Part = tuple[str, Mapping[str, Tensor]]
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def environment(device: torch.device, parallel: Parallel = ALONE) -> dict[str, str]:
     """What must be the same, beside the settings, for a training to go on with the same numbers."""
+    grid = f"{parallel.rank} of {parallel.world} in groups of {parallel.shards}"
     versions = {name: version for name, version in package_versions().items() if name in ("torch", "transformers")}
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, **versions}
+    place = {"process": grid} if parallel.world > 1 else {}
+    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, **versions, **place}
 
 
 class SnapshotClock:
     """Says when the next snapshot is due."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
+    def __init__(self, config: TrainConfig, parallel: Parallel = ALONE) -> None:
+        self._config, self._parallel = config, parallel
         self._last = time.monotonic()
 
     def is_due(self, step: int) -> bool:
@@ -53,8 +59,11 @@ class SnapshotClock:
             return False
         if self._config.snapshot_steps:
             return step % self._config.snapshot_steps == 0
-        minutes = self._config.snapshot_minutes
-        return minutes > 0 and time.monotonic() - self._last >= 60 * minutes
+        minutes, several = self._config.snapshot_minutes, self._parallel.world > 1
+        if not minutes or (several and step % STEPS_BETWEEN_QUESTIONS):
+            return False
+        # Several processes go by the clock of one.
+        return self._parallel.told(time.monotonic() - self._last >= 60 * minutes)
 
     def restart(self) -> None:
         """A snapshot has been taken."""
@@ -86,20 +95,40 @@ class SnapshotStore:
     requests: dict[str, str]
     environment: dict[str, str]
     """What else must be the same for the same numbers: the machine's kind and the packages."""
+    parallel: Parallel = ALONE
     failed: bool = False
     kept: Path | None = None
     """The newest snapshot, written or used by this process."""
 
     @property
     def folder(self) -> Path:
-        """Where this command's snapshots lie."""
-        return self.parent / f".training-{digest(sorted(self.asked))[:16]}"
+        """Where this process's snapshots of the command lie."""
+        return self.parent / f"{self._stem}{self._suffix}"
+
+    @property
+    def _stem(self) -> str:
+        return f".training-{digest(sorted(self.asked))[:16]}"
+
+    @property
+    def _suffix(self) -> str:
+        return f".process-{self.parallel.rank}-of-{self.parallel.world}" if self.parallel.world > 1 else ""
 
     def save(self, name: str, facts: Mapping[str, Any], parts: Iterable[Part]) -> None:
         """Write a snapshot in the place of those of the same kind (what stands before the dash of its name).
 
         What cannot be written is one warning, and nothing else: the training matters more.
         """
+        written = self._write_own(name, facts, parts)
+        if not self.parallel.held_by_all([0] if written else []):
+            # What another process could not write leaves the one before for all of them.
+            return
+        self.kept = self.folder / name
+        for old in self.folder.glob(f"{name.partition('-')[0]}*"):
+            if old.name != name:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _write_own(self, name: str, facts: Mapping[str, Any], parts: Iterable[Part]) -> bool:
+        """Write a snapshot beside the others; whether that was possible."""
         partial = self.folder / f"{name}{UNFINISHED}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -118,21 +147,23 @@ class SnapshotStore:
                 reason = " ".join(str(error).split())
                 log.warning("no snapshot could be written (%s); training goes on without a new one", reason)
             self.failed = True
-            return
+            return False
         self.failed = False
-        self.kept = self.folder / name
-        for old in self.folder.glob(f"{name.partition('-')[0]}*"):
-            if old.name != name:
-                shutil.rmtree(old, ignore_errors=True)
+        return True
 
     def newest(self, kind: str) -> Snapshot | None:
         """The newest snapshot of a kind ("means" or "step") from which these dictionaries can go on, if any."""
-        snapshot = next(self._usable(kind), None)
+        if self.parallel.world == 1:
+            snapshot = next(self._usable(kind), None)
+        else:
+            usable = {_number(snapshot.folder): snapshot for snapshot in self._usable(kind)}
+            common = self.parallel.held_by_all(list(usable))
+            snapshot = usable[max(common)] if common else None
         self.kept = snapshot.folder if snapshot else self.kept
         return snapshot
 
     def _usable(self, kind: str) -> Iterator[Snapshot]:
-        others = sorted(p for p in self.parent.glob(".training-*") if p != self.folder)
+        others = sorted(p for p in self.parent.glob(f".training-*{self._suffix}") if p != self.folder)
         for store in (self.folder, *others):
             found = [path for path in store.glob(f"{kind}*") if path.suffix != UNFINISHED]
             for path in sorted(found, key=_number, reverse=True):
@@ -165,8 +196,9 @@ class SnapshotStore:
         return f"; the state before that is kept in {self.kept}{others}"
 
     def remove(self) -> None:
-        """Forget this command's snapshots."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget this command's snapshots, of all processes that had one here."""
+        for folder in self.parent.glob(f"{self._stem}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _number(path: Path) -> int:

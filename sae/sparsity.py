@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae.screening import Encoder, Question, rectangle, slices
+from sae.screening import Encoder, Question, slices
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -49,6 +49,25 @@ def _descending(tokens: Tensor, latents: Tensor, values: Tensor, n_tokens: int) 
     values, indices = rectangle(tokens, n_tokens, 1, (values, 0), (latents, 0))
     values, places = values.sort(dim=1, descending=True, stable=True)
     return values, indices.gather(1, places)
+
+
+def rectangle(tokens: Tensor, n_tokens: int, least: int, *columns: tuple[Tensor, float]) -> list[Tensor]:
+    """Ragged columns as rectangles [token, width], `width` the largest number of a token, filled up with a number.
+
+    Args:
+        tokens: int64 [pair], ascending.
+        n_tokens: rows of the result.
+        least: smallest width.
+        columns: each [pair], with what it is filled up with.
+    """
+    counts = torch.bincount(tokens, minlength=n_tokens)
+    width = max(least, int(counts.max())) if len(counts) else least
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(tokens), device=tokens.device) + (tokens * width - first[tokens])
+    filled = [column.new_full((n_tokens * width,), fill) for column, fill in columns]
+    return [
+        out.scatter_(0, place, column).view(n_tokens, width) for out, (column, _) in zip(filled, columns, strict=True)
+    ]
 
 
 def above(pre_acts: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,10 @@ from sae.config import BASES, UNTRAINED, SAEConfig, Site, TrainConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 
-SWEPT = ("run", "layers", "sites", "seed", "seeds", "ks", "overwrite", "snapshot_minutes", "snapshot_steps", "track")
+SWEPT = (
+    *("run", "layers", "sites", "seed", "seeds", "ks", "overwrite"),
+    *("snapshot_minutes", "snapshot_steps", "track", "shard_latents"),
+)
 """Settings of a command that are not those of each dictionary, or that change no number of it."""
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from sae.artifacts import LOG, ArtifactWriter, completed, dictionary_folder, digest, read_json, write_json, writing
@@ -14,13 +16,16 @@ from sae.cli import parse, run_stage
 from sae.config import FITTED, CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
+from sae.distributed import Parallel, check_same, own_batch
 from sae.errors import InputError
 from sae.evaluate import Placed, evaluate
 from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
 from sae.nulls import gaussian_fvu, noise
+from sae.processes import joined, on_own_device
 from sae.progress import Diverged, Progress
 from sae.runs import claim_run
+from sae.sharding import check_shardable
 from sae.snapshots import SnapshotClock, SnapshotStore, environment
 from sae.specs import DictionarySpec, asked
 from sae.subject import Subject, load_subject
@@ -28,6 +33,9 @@ from sae.tracking import tracking
 from sae.trainer import Trainer, rates_at
 from sae.training import Pairs, Plan, Source, TrainingPass, begin, kept_token_means
 from sae.weights import subject_digest, subject_identity
+
+Writers = dict[DictionarySpec, ArtifactWriter | None]
+"""One a dictionary in the main process; the others write nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def train(
     Raises:
         Diverged: a loss has exploded.
     """
-    clock = SnapshotClock(config)
+    clock = SnapshotClock(config, trainers[0].parallel)
     for step, pairs in zip(range(first_step, config.n_steps), batches, strict=False):
         rates = rates_at(step, config)
         passes = [trainer.step(x, target, rates) for trainer, (x, target) in zip(trainers, pairs, strict=True)]
@@ -74,30 +82,47 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train every dictionary that the flags ask for and that is not there yet."""
-    args = parse(Arguments, argv, "python -m sae.train")
+    with joined() as processes:
+        args = parse(Arguments, argv, "python -m sae.train")
+        parallel = processes.arranged(args.train.shard_latents)
+        own_batch(args.train.batch_tokens, parallel)
+        _train_asked(replace(args, subject=on_own_device(args.subject, parallel)), parallel)
+
+
+def _train_asked(args: Arguments, parallel: Parallel) -> None:
+    """The work of `main`; every process reads and trains, only the main one asks and changes what lies on disk."""
     keep_freed_memory()
     corpus = open_corpus(args.corpus)
     identity = subject_identity(args.subject)
     parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
-    claim_run(args.train.run, {**identity, **corpus_place(args.corpus, corpus)})
+    check_same(parents, parallel)
+    if parallel.is_main:
+        claim_run(args.train.run, {**identity, **corpus_place(args.corpus, corpus)})
     specs = asked(args.train, args.sae)
     settings = corpus_settings(args.corpus)
     configs = {spec: spec.settings(args.train, identity, settings) for spec in specs}
     folders = {spec: dictionary_folder(args.train.run, spec.name) for spec in specs}
-    todo = [
-        spec for spec in specs if completed(folders[spec], "sae", configs[spec], parents, args.train.overwrite) is None
-    ]
+    here = specs if parallel.is_main else []
+    todo = parallel.told(
+        [s for s in here if completed(folders[s], "sae", configs[s], parents, args.train.overwrite) is None]
+    )
     requests = {spec.name: digest([configs[spec], parents]) for spec in todo}
-    snapshots = SnapshotStore(args.train.run / "sae", tuple(spec.name for spec in specs), requests, {})
+    snapshots = SnapshotStore(args.train.run / "sae", tuple(spec.name for spec in specs), requests, {}, parallel)
     if todo:
         subject = load_subject(args.subject)
-        _check_subject(subject, args)
+        _check_subject(subject, args, parallel)
         with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(writing(folders[spec], "sae", configs[spec], parents)) for spec in todo]
-            snapshots = replace(snapshots, environment=environment(subject.device))
+            writers: Writers = dict.fromkeys(todo)
+            for spec in todo if parallel.is_main else ():
+                writers[spec] = stack.enter_context(writing(folders[spec], "sae", configs[spec], parents))
+            snapshots = replace(snapshots, environment=environment(subject.device, parallel))
             wanted = snapshots if args.train.snapshots else None
-            _train_all(args, subject, corpus, dict(zip(todo, writers, strict=True)), wanted)
+            _train_all(args, subject, corpus, writers, wanted, parallel)
+    # Not before the main process has written what came of them.
+    parallel.wait()
     snapshots.remove()
+    if not parallel.is_main:
+        return
     for spec, folder in folders.items():
         mend = f"remove {folder} and run the same command again"
         try:
@@ -117,24 +142,29 @@ def _train_all(
     args: Arguments,
     subject: Subject,
     corpus: Corpus,
-    writers: dict[DictionarySpec, ArtifactWriter],
+    writers: Writers,
     snapshots: SnapshotStore | None,
+    parallel: Parallel,
 ) -> None:
     """Train what the writers are for, measure it on held-out documents, and write it."""
     config, context = args.train, args.corpus.context_length
     store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
     held_out = prepare_contexts(corpus, subject.tokenizer, "score", config.eval_tokens, context, repeat=True)
     plan = Plan.of(list(writers))
-    source = Source(subject, store, plan.places, config)
+    source = Source(subject, store, plan.places, config, parallel)
     means = kept_token_means(source, snapshots) if args.sae.skip_embed else [None] * len(plan.places)
     laws = source.laws(means) if args.sae.null in FITTED else {}
     with _progress(config, writers) as progress:
         training = begin(source, plan, means, progress, snapshots, laws)
         _run(training, config, snapshots)
+    training.gather(parallel)
     trainers = list(training.trainers.values())
+    written = [writer for writer in writers.values() if writer]
+    if not written:
+        return
     results = evaluate(subject, held_out, _placed(plan, training, means))
     shared, seconds = kept_overlap(corpus), round(progress.seconds, 3)
-    for (spec, writer), trainer, result in zip(writers.items(), trainers, results, strict=True):
+    for spec, writer, trainer, result in zip(plan.specs, written, trainers, results, strict=True):
         if spec.sae.null == "gaussian":
             fresh = noise(config.seed, spec.hookpoint, config.n_steps)
             floor = gaussian_fvu(trainer.model, laws[spec.hookpoint], config.eval_tokens, fresh)
@@ -142,6 +172,7 @@ def _train_all(
         save_dictionary(writer.partial, trainer.model, spec.facts(), means[plan.places.index(spec.hookpoint)])
         _save_metrics(writer, trainer, result)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
+        counts |= {"processes": parallel.world, "latent_shards": parallel.shards} if parallel.world > 1 else {}
         writer.finish({**counts, "overlap": shared}, {"training_seconds": seconds})
 
 
@@ -154,13 +185,15 @@ def _placed(plan: Plan, training: TrainingPass, means: Sequence[TokenMean | None
 
 
 @contextlib.contextmanager
-def _progress(config: TrainConfig, writers: Mapping[DictionarySpec, ArtifactWriter]) -> Iterator[Progress]:
+def _progress(config: TrainConfig, writers: Writers) -> Iterator[Progress]:
     """Bar, logs and curves of a training, open while it runs."""
-    settings = {spec.name: writer.config for spec, writer in writers.items()}
-    key = digest([settings, [writer.parents for writer in writers.values()]])[:16]
+    written = {spec.name: writer for spec, writer in writers.items() if writer}
+    settings = {name: writer.config for name, writer in written.items()}
+    key = digest([settings, [writer.parents for writer in written.values()]])[:16]
     with contextlib.ExitStack() as stack:
-        curves = stack.enter_context(tracking(config.track, config.run.name, key, settings))
-        logs = {s.name: stack.enter_context((w.partial / LOG).open("w")) for s, w in writers.items()}
+        curves = stack.enter_context(tracking(config.track if written else "none", config.run.name, key, settings))
+        paths = {spec.name: w.partial / LOG if w else Path(os.devnull) for spec, w in writers.items()}
+        logs = {name: stack.enter_context(path.open("w")) for name, path in paths.items()}
         yield stack.enter_context(contextlib.closing(Progress(logs, config, curves)))
 
 
@@ -183,9 +216,10 @@ def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, An
     write_json(writer.partial / "metrics.json", metrics)
 
 
-def _check_subject(subject: Subject, args: Arguments) -> None:
+def _check_subject(subject: Subject, args: Arguments, parallel: Parallel) -> None:
     for spec in asked(args.train, args.sae):
-        spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target))
+        shape = spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target))
+        check_shardable(shape, spec.sae.null, parallel.shards)
     subject.check_context(args.corpus.context_length)
 
 

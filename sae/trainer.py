@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sae.architecture import Architecture
 from sae.config import UNTRAINED, OptimiserState, SAEConfig, TrainConfig
+from sae.distributed import ALONE, Parallel
 from sae.losses import PASSES, Moment, Pass
 from sae.model import SparseAutoencoder
 from sae.nulls import hold, keep_near, observed
 from sae.optimiser import adam
+from sae.sharding import SHARDED_PASSES, clip_gradient, whole_of
 
 
 def learning_rate(config: TrainConfig, n_latents: int) -> float:
@@ -60,6 +63,7 @@ class Trainer:
         peak: peak learning rate.
         window: tokens without firing after which a latent is dead.
         options: of the optimiser.
+        parallel: where the rest of the batch, and of the latents, is.
     """
 
     def __init__(
@@ -69,11 +73,13 @@ class Trainer:
         peak: float,
         window: float,
         options: OptimiserOptions = OptimiserOptions(),
+        parallel: Parallel = ALONE,
     ) -> None:
         self.model = model
         self.sae = sae
         self.peak = peak
         self.window = window
+        self.parallel = parallel
         self.clip = options.clip
         self.optimiser = adam(model.parameters(), peak, options.state)
         self.last_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=model.w_enc.device)
@@ -84,19 +90,22 @@ class Trainer:
     def step(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
         """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the pass before it."""
         untrained = self.sae.null in UNTRAINED
-        result = observed(self.model, x, target) if untrained else self._learn(x, target, rates)
-        self.tokens += len(x)
+        result = observed(self.model, x, target, self.parallel) if untrained else self._learn(x, target, rates)
+        self.tokens += self.parallel.count(len(x))
         self.last_fired.masked_fill_(result.fired, self.tokens)
+        self.parallel.keep_latest(self.last_fired)
         return result
 
     def _learn(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
-        moment = Moment(self._dead(), rates.penalty)
-        result = PASSES[self.sae.architecture](self.model, x, target, self.sae, moment)
+        moment = Moment(self._dead(), rates.penalty, self.parallel)
+        passes = PASSES if self.parallel.shards == 1 else SHARDED_PASSES
+        result = passes[self.sae.architecture](self.model, x, target, self.sae, moment)
         self.optimiser.zero_grad(set_to_none=True)
         result.loss.backward()  # type: ignore[no-untyped-call]
+        self.parallel.sum_gradients(self.model.parameters())
         self.model.remove_radial_gradient()
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            clip_gradient(self.model, self.clip, self.parallel)
         for group in self.optimiser.param_groups:
             group["lr"] = self.peak * rates.learning
         self.optimiser.step()
@@ -108,17 +117,27 @@ class Trainer:
             self.model.learn_threshold(result.cut)
         return result
 
+    def gather(self, whole: Architecture) -> None:
+        """End a training whose latents are spread over processes: the main one then holds all of them."""
+        if self.parallel.shards > 1:
+            self.optimiser.state.clear()
+            self.optimiser.zero_grad(set_to_none=True)
+            self.last_fired = self.parallel.beside(self.last_fired).flatten()
+            self.model = whole_of(self.model, whole, self.parallel) or self.model
+            self.parallel = ALONE
+
     def _dead(self) -> Tensor | None:
         """Indices of the dead latents, or None."""
         if self.tokens <= self.window:
             return None
         dead = (self.last_fired <= self.tokens - self.window).nonzero().flatten()
-        return dead if len(dead) else None
+        # Where there is none here, another shard may have some.
+        return dead if len(dead) or self.parallel.shards > 1 else None
 
     @property
     def dead_share(self) -> float:
         """Share of the latents that have not fired in the last `window` tokens."""
-        return float((self.last_fired <= self.tokens - self.window).float().mean())
+        return float(self.parallel.beside((self.last_fired <= self.tokens - self.window).float().mean()).mean())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name; tensors are shared with the trainer."""

@@ -16,11 +16,13 @@ from tqdm import tqdm
 from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, stream, without_token_means
 from sae.config import TrainConfig
 from sae.contexts import ContextStore
+from sae.distributed import ALONE, Parallel, enough_for_all, own_batch, own_batches, own_seed
 from sae.hookpoints import Hookpoint
 from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
 from sae.nulls import set_directions, twins
 from sae.progress import Progress
+from sae.sharding import part_of
 from sae.shuffling import ShuffleBuffer
 from sae.snapshots import Part, Snapshot, SnapshotStore
 from sae.specs import DictionarySpec
@@ -59,12 +61,26 @@ class Source:
     store: ContextStore
     places: tuple[Hookpoint, ...]
     config: TrainConfig
+    parallel: Parallel = ALONE
+
+    @property
+    def seed(self) -> int:
+        """What this process draws of its own begins with this seed."""
+        return own_seed(self.config.seed, self.parallel)
 
     def vectors(self, taken: int = 0) -> Iterator[ActivationBatch]:
-        """The vectors after the first `taken` batches of contexts, which the subject does not see again."""
+        """This process's vectors after its first `taken` batches of contexts, which the subject does not see again."""
         order = np.random.default_rng(self.config.seed)
-        batches = self.store.batches(SUBJECT_BATCH_TOKENS, order, self.config.tokens)
-        return stream(self.subject, self.store, self.places, itertools.islice(batches, taken, None))
+        largest = max(SUBJECT_BATCH_TOKENS, int(np.diff(self.store.offsets).max()))
+        batches = self.store.batches(SUBJECT_BATCH_TOKENS, order, enough_for_all(self.config, largest, self.parallel))
+        own = own_batches(batches, self.parallel)
+        return stream(self.subject, self.store, self.places, itertools.islice(own, taken, None))
+
+    def buffer(self) -> ShuffleBuffer:
+        """This process's part of the shuffle buffer, and of the batches that it gives."""
+        size = own_batch(self.config.batch_tokens, self.parallel)
+        generator = torch.Generator().manual_seed(self.seed)
+        return ShuffleBuffer(size, self.config.buffer_tokens // self.parallel.world, generator)
 
     def fitters(self) -> list[BaselineFitter]:
         """Fitters of the baselines, one a place, that have seen nothing."""
@@ -84,7 +100,9 @@ class Source:
         fitters = self.fitters()
         with tqdm(total=self.config.tokens, unit="tok", unit_scale=True, desc=title, mininterval=1.0) as bar:
             for batch in _fitted(vectors, fitters):
-                bar.update(len(batch.token_ids))
+                bar.update(len(batch.token_ids) * self.parallel.world)
+        for fitter in fitters:
+            fitter.unite(self.parallel)
         return fitters
 
 
@@ -129,6 +147,13 @@ class TrainingPass:
         """Write a snapshot, taken after so many steps."""
         snapshots.save(f"step-{step}", {"step": step, "progress": self.progress.state()}, self._parts())
 
+    def gather(self, parallel: Parallel) -> None:
+        """End a training of several processes: the main one then holds whole dictionaries and baselines."""
+        for fitter in self.fitters:
+            fitter.unite(parallel)
+        for spec, trainer in zip(self.plan.specs, self.trainers.values(), strict=True):
+            trainer.gather(spec.architecture(trainer.model.d_in, trainer.model.architecture.width_out))
+
     def _parts(self) -> Iterator[Part]:
         places = [str(place) for place in self.plan.places]
         for name, trainer in self.trainers.items():
@@ -151,9 +176,7 @@ def begin(
 
     `laws` are the moments of what is seen at every place, for the nulls that need them.
     """
-    config, device = source.config, source.subject.device
-    buffer = ShuffleBuffer(config.batch_tokens, config.buffer_tokens, torch.Generator().manual_seed(config.seed))
-    fitters = source.fitters()
+    buffer, fitters = source.buffer(), source.fitters()
     snapshot = snapshots.newest("step") if snapshots else None
     if snapshot:
         _restore_stream(snapshot, source, buffer, fitters)
@@ -161,19 +184,18 @@ def begin(
     mixed = buffer.batches(batch.vectors for batch in _fitted(vectors, fitters))
     step = int(snapshot.facts["step"]) if snapshot else 0
     if any(spec.sae.null == "gaussian" for spec in plan.specs):
-        mixed = twins(mixed, {place: laws[place] for place in plan.places}, config.seed, step)
-    batches = map(plan.pairs, mixed)
+        mixed = twins(mixed, {place: laws[place] for place in plan.places}, source.seed, step)
+    batches = (plan.pairs([source.parallel.batch(x) for x in rows]) for rows in mixed)
     first = next(batches)
     trainers = {
-        s.name: _trainer(config, s, pair, device, laws.get(s.hookpoint))
-        for s, pair in zip(plan.specs, first, strict=True)
+        s.name: _trainer(source, s, pair, laws.get(s.hookpoint)) for s, pair in zip(plan.specs, first, strict=True)
     }
     if snapshot:
         for name, trainer in trainers.items():
-            trainer.load_state_dict(snapshot.part(f"dictionary.{name}", device))
+            trainer.load_state_dict(snapshot.part(f"dictionary.{name}", source.subject.device))
             tokens = trainer.tokens
         progress.restore(snapshot.facts["progress"], tokens)
-        log.info("going on at step %d of %d", step, config.n_steps)
+        log.info("going on at step %d of %d", step, source.config.n_steps)
     return TrainingPass(plan, buffer, fitters, trainers, progress, itertools.chain([first], batches), step)
 
 
@@ -191,19 +213,20 @@ def _restore_stream(
         fitter.load_state_dict(snapshot.part(f"baselines.{name}", device))
 
 
-def _trainer(
-    config: TrainConfig,
-    spec: DictionarySpec,
-    pair: tuple[Tensor, Tensor],
-    device: torch.device,
-    law: Moments | None,
-) -> Trainer:
-    x, target = pair
-    model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1])).to(device)
+def _trainer(source: Source, spec: DictionarySpec, pair: tuple[Tensor, Tensor], law: Moments | None) -> Trainer:
+    config, device, parallel = source.config, source.subject.device, source.parallel
+    x, target = parallel.sample(pair[0]), pair[1]
+    model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1]))
+    if parallel.shards == 1:
+        model.to(device)
+    else:
+        # Whole, a dictionary whose latents are spread may be too large for the device.
+        x = x.cpu()
     # One generator per dictionary: which others are trained beside it must not change it.
     model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
     model.initialise_thresholds(x, spec.sae.k)
     set_directions(model, spec.sae.null, x, law)
+    parallel.copy_main(model.state_dict().values())
     options = OptimiserOptions(config.optimiser_state, config.clip)
     peak, window = learning_rate(config, model.n_latents), config.dead_after * config.tokens
-    return Trainer(model, spec.sae, peak, window, options)
+    return Trainer(part_of(model, parallel).to(device), spec.sae, peak, window, options, parallel)

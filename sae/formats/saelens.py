@@ -6,6 +6,7 @@ checkpoints of batch_topk dictionaries hold one learned threshold; finished ones
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sae.formats.reading import Config, Tensors, architecture, assemble, describ
 from sae.hookpoints import Hookpoint
 from sae.model import SparseAutoencoder
 
+log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 TENSORS = frozenset({"W_enc", "W_dec", "b_dec"})
 FORMAT_VERSION = "6.0.0"
@@ -45,6 +47,8 @@ NORMALISE: dict[str, Normalise] = {
     "constant_norm_rescale": "constant_norm",
 }
 SCALER = "activation_scaler.json"
+LOADED_WITH = "model_from_pretrained_kwargs"
+"""How TransformerLens loaded the subject: it may have changed the weights first."""
 
 
 def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
@@ -111,8 +115,13 @@ def _described(config: Config, folder: Path) -> dict[str, Any]:
     heads = config.optional("reshape_activations", str) not in (None, "none")
     if heads or name.endswith(HEADS) or other.endswith(HEADS):
         raise fault(config.path, f"the dictionary reads {name or 'hook_z'}, inside an attention; no hookpoint is there")
+    loaded = {**config.section(LOADED_WITH).values, **metadata.section(LOADED_WITH).values}
+    if loaded.get("center_writing_weights"):
+        log.warning("%s was trained on a subject whose residual stream was centred: its inputs differ here", folder)
     hookpoint = metadata.hookpoint() or of_transformers(other) or of_transformer_lens(name)
-    facts = described("saelens", hookpoint, source_hook=name or other or folder.resolve().name)
+    target = metadata.hookpoint("target") or of_transformers(metadata.optional("hf_hook_name_out", str) or "")
+    target = target or of_transformer_lens(metadata.optional("hook_name_out", str) or "")
+    facts = described("saelens", hookpoint, target, source_hook=name or other or folder.resolve().name)
     return {**facts, "seed": metadata.optional("seed", int)}
 
 
@@ -213,7 +222,7 @@ def _name(shape: Architecture, transcoder: bool) -> str:
 
 
 def _metadata(facts: dict[str, Any]) -> dict[str, Any]:
-    hookpoint = facts.get("hookpoint")
-    hook_name = in_transformer_lens(Hookpoint.parse(hookpoint)) if hookpoint else None
-    names = {"hook_name": hook_name, "hookpoint": hookpoint, "seed": facts.get("seed")}
-    return {"sae_lens_version": FORMAT_VERSION, **names}
+    noted = {name: facts.get(name) for name in ("hookpoint", "target", "seed")}
+    names = {"hook_name": noted["hookpoint"], "hook_name_out": noted["target"]}
+    theirs = {name: in_transformer_lens(Hookpoint.parse(place)) for name, place in names.items() if place}
+    return {"sae_lens_version": FORMAT_VERSION, "hook_name": None, **theirs, **noted}
