@@ -18,9 +18,6 @@ from sae.errors import InputError
 from sae.formats import FORMATS, Foreign, load_foreign
 from sae.hookpoints import Hookpoint
 
-KEPT = ("hookpoint", "layer", "seed", "format", "source_hook")
-"""What a dictionary of this project's own format remembers of where it comes from."""
-
 
 @dataclass(frozen=True)
 class Arguments:
@@ -56,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _save(folder: Path, library: str, foreign: Foreign, facts: dict[str, object]) -> None:
     save = FORMATS[library].save
     if save is None:
-        save_dictionary(folder, foreign.model, {name: facts.get(name) for name in KEPT}, foreign.means)
+        shape = foreign.model.architecture.as_dict()
+        others = {name: value for name, value in facts.items() if name not in shape}
+        save_dictionary(folder, foreign.model, others, foreign.means)
     elif foreign.means is not None:
         raise InputError(f"{library}'s format has no token means to take off the inputs (--skip-embed); use --to own")
     else:

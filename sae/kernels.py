@@ -31,8 +31,7 @@ class Transpose:
     def of(cls, indices: Tensor, n_latents: int) -> Transpose:
         """Of indices [token, width], each below `n_latents`."""
         flat = indices.flatten()
-        # A radix sort goes over the bytes: half as many take half the time.
-        order = flat.to(torch.int32).sort(stable=True).indices
+        order = by_latent(flat, n_latents)
         tokens = order.div(max(indices.shape[1], 1), rounding_mode="floor")
         counts = torch.bincount(flat, minlength=n_latents)
         return cls(order, tokens, counts.cumsum(0) - counts)
@@ -50,6 +49,12 @@ class Transpose:
         weights = weights.flatten()[self.order]
         return functional.embedding_bag(self.tokens, rows, self.offsets, per_sample_weights=weights, mode="sum")
 
+    def dots(self, rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+        """`row_dots` with the indices that this is the transpose of; by latent, each row of the table is read once."""
+        flat = indices.flatten()
+        found = pair_dots(rows, table, self.tokens, flat[self.order])
+        return torch.empty_like(found).scatter_(0, self.order, found).view(indices.shape)
+
 
 def sparse_rows(indices: Tensor, weights: Tensor, table: Tensor) -> Tensor:
     """Weighted sums of rows of a table, sum_j weights[t, j] * table[indices[t, j]], without gathering them.
@@ -63,6 +68,13 @@ def sparse_rows(indices: Tensor, weights: Tensor, table: Tensor) -> Tensor:
         [token, d].
     """
     return functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
+
+
+def by_latent(latents: Tensor, n_latents: int) -> Tensor:
+    """The stable order by latent of int64 [pair] below `n_latents`."""
+    # A radix sort goes over the bytes: half as many take half the time.
+    narrow = torch.int16 if n_latents <= torch.iinfo(torch.int16).max else torch.int32
+    return latents.to(narrow).sort(stable=True).indices
 
 
 def scatter_rows(indices: Tensor, weights: Tensor, rows: Tensor, n_out: int) -> Tensor:
@@ -109,11 +121,9 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, w_dec = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        g_values = row_dots(gradient, w_dec, indices) if ctx.needs_input_grad[0] else None
-        g_w_dec = None
-        if ctx.needs_input_grad[2]:
-            transpose = ctx.transpose or Transpose.of(indices, len(w_dec))
-            g_w_dec = transpose.scatter(values, gradient)
+        transpose = ctx.transpose or Transpose.of(indices, len(w_dec))
+        g_values = transpose.dots(gradient, w_dec, indices) if ctx.needs_input_grad[0] else None
+        g_w_dec = transpose.scatter(values, gradient) if ctx.needs_input_grad[2] else None
         return g_values, None, g_w_dec, None
 
 
@@ -144,7 +154,7 @@ def decode_reference(values: Tensor, indices: Tensor, w_dec: Tensor) -> Tensor:
 class _SelectedValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        values, indices, x, w_enc, _, transpose = arguments
+        values, indices, x, w_enc, _, _, transpose = arguments
         ctx.save_for_backward(values, indices, x, w_enc)
         ctx.transpose = transpose
         # A copy: a result that is an input makes autograd treat it as an operation in place.
@@ -156,18 +166,32 @@ class _SelectedValues(torch.autograd.Function):
         values, indices, x, w_enc = ctx.saved_tensors
         # ReLU: a selected latent whose pre-activation is not positive is inactive.
         gradient = gradients[0] * (values > 0)
-        _, _, needs_x, needs_w_enc, needs_b_enc, _ = ctx.needs_input_grad
+        _, _, needs_x, needs_w_enc, needs_b_enc, needs_b_dec, _ = ctx.needs_input_grad
         g_x = sparse_rows(indices, gradient, w_enc) if needs_x else None
-        g_w_enc = g_b_enc = None
-        if needs_w_enc or needs_b_enc:
+        g_w_enc = g_b_enc = g_b_dec = None
+        if needs_w_enc or needs_b_enc or needs_b_dec:
             transpose = ctx.transpose or Transpose.of(indices, len(w_enc))
             g_w_enc = transpose.scatter(gradient, x) if needs_w_enc else None
-            g_b_enc = transpose.scatter(gradient, torch.ones_like(x[:, :1])).squeeze(1) if needs_b_enc else None
-        return None, None, g_x, g_w_enc, g_b_enc, None
+            g_b_enc = transpose.scatter(gradient, torch.ones_like(x[:, :1])).squeeze(1)
+            g_b_dec = -(g_b_enc @ w_enc) if needs_b_dec else None
+        return None, None, g_x, g_w_enc, g_b_enc if needs_b_enc else None, g_b_dec, None
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """What pre-activations are made of, w_enc x + b_enc."""
+
+    w_enc: Tensor
+    """[n_latents, d_in]."""
+    b_enc: Tensor
+    """[n_latents]."""
+    b_dec: Tensor | None = None
+    """[d_in], where it has been taken off every row of x and x itself needs no gradient: then its own is a product of
+    b_enc's gradient with w_enc, instead of a sum of the gradients of all rows of x."""
 
 
 def selected_values(
-    values: Tensor, indices: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor, transpose: Transpose | None = None
+    values: Tensor, indices: Tensor, x: Tensor, weights: EncoderWeights, transpose: Transpose | None = None
 ) -> Tensor:
     """The values of selected latents, ReLU(w_enc[indices] x + b_enc[indices]), as a function of x and the encoder.
 
@@ -178,14 +202,14 @@ def selected_values(
         values: [token, width], not negative.
         indices: int64 [token, width].
         x: what the encoder's product sees, [token, d_in].
-        w_enc: [n_latents, d_in].
-        b_enc: [n_latents].
+        weights: of the encoder.
         transpose: of the indices, where it is there already.
 
     Returns:
         The values, differentiable.
     """
-    result: Tensor = _SelectedValues.apply(values, indices, x, w_enc, b_enc, transpose)  # type: ignore[no-untyped-call]
+    leaves = (weights.w_enc, weights.b_enc, weights.b_dec)
+    result: Tensor = _SelectedValues.apply(values, indices, x, *leaves, transpose)  # type: ignore[no-untyped-call]
     return result
 
 

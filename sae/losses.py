@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sae.config import SAEConfig
 from sae.distributed import ALONE, Parallel
-from sae.kernels import Transpose, decode, selected_values
+from sae.kernels import EncoderWeights, Transpose, decode, selected_values
 from sae.model import SparseAutoencoder
 from sae.sparsity import select_batch_topk, select_topk
 
@@ -62,9 +63,9 @@ def variation(x: Tensor, parallel: Parallel = ALONE) -> Tensor:
 
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
-    inputs = model.inputs(x)
+    inputs, target = in_units(model, x, target)
     selected = select_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
-    loss, fvu = _selected_loss(model, inputs, selected, target * model.scale, sae, moment)
+    loss, fvu = _selected_loss(model, inputs, selected, target, sae, moment)
     return Pass(loss, fvu, fired(model, *selected), l0(selected[0]))
 
 
@@ -73,9 +74,9 @@ def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SA
 
     The threshold of inference is the mean over batches of the smallest positive value kept, `cut`.
     """
-    inputs = model.inputs(x)
+    inputs, target = in_units(model, x, target)
     values, indices = _batch_topk(model, inputs, moment.parallel)
-    loss, fvu = _selected_loss(model, inputs, (values, indices), target * model.scale, sae, moment)
+    loss, fvu = _selected_loss(model, inputs, (values, indices), target, sae, moment)
     cut = moment.parallel.least(torch.where(values > 0, values, torch.inf).min())
     return Pass(loss, fvu, fired(model, values, indices), l0(values), cut)
 
@@ -106,19 +107,31 @@ def _selected_loss(
     """
     indices = selected[1]
     transpose = Transpose.of(indices, model.n_latents)
-    values = selected_values(*selected, inputs, model.w_enc, model.b_enc, transpose)
-    errors, error = [], target - model.b_dec
-    start = 0
+    values = selected_values(*selected, inputs, _encoder(model), transpose)
+    errors: list[Tensor] = []
+    reconstruction, start = model.b_dec, 0
     for stop in model.architecture.groups or (model.n_latents,):
         # A prefix adds to the reconstruction of the one before it what its new latents decode to.
         own = values if stop - start == model.n_latents else values * ((indices >= start) & (indices < stop))
-        error, start = error - decode(own, indices, model.w_dec, transpose), stop
-        errors.append(moment.parallel.total(error.square().sum()))
+        reconstruction, start = decode(own, indices, model.w_dec, transpose) + reconstruction, stop
+        errors.append(moment.parallel.total(functional.mse_loss(reconstruction, target, reduction="sum")))
     whole = variation(target, moment.parallel)
     loss, fvu = torch.stack(errors).mean() / whole, errors[-1].detach() / whole
     if moment.dead is not None and sae.auxk:
-        loss = loss + sae.auxk * _auxk_loss(model, inputs, error.detach(), moment.dead, moment.parallel)
+        error = (target - reconstruction).detach()
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, error, moment.dead, moment.parallel)
     return loss, fvu
+
+
+@torch.no_grad()
+def in_units(model: SparseAutoencoder, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What the encoder's product sees, and the target, in the autoencoder's own units."""
+    return model.inputs(x), target * model.scale
+
+
+def _encoder(model: SparseAutoencoder) -> EncoderWeights:
+    # The decoder bias is taken off the inputs, so the encoder has a gradient for it too.
+    return EncoderWeights(model.w_enc, model.b_enc, model.b_dec if model.architecture.subtract_b_dec else None)
 
 
 def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, parallel: Parallel) -> Tensor:
@@ -128,7 +141,7 @@ def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Te
     values, places = select_topk(inputs, model.w_enc[dead], model.b_enc[dead], k)
     indices = dead[places]
     transpose = Transpose.of(indices, model.n_latents)
-    values = selected_values(values, indices, inputs, model.w_enc, model.b_enc, transpose)
+    values = selected_values(values, indices, inputs, _encoder(model), transpose)
     guess = decode(values, indices, model.w_dec, transpose)
     return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
 

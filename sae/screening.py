@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sae.kernels import pair_dots
+from sae.kernels import by_latent, pair_dots
 
 GROUPS = (64, 32, 16, 8)
 """Latents whose maximum stands for all of them; larger is cheaper."""
@@ -211,7 +211,10 @@ class Encoder:
         # The upper half of a positive float32 is the bfloat16 below it.
         bits = torch.where(clear[:, None], asked.view(torch.int32) >> 16, NOTHING).to(torch.int16)
         tokens, latents, _, few = _reaching(scores, best, bits, screen.group)
-        dots = pair_dots(x, self.w_enc, tokens, latents) + self.b_enc[latents]
+        # By latent, each row of the encoder is read once.
+        order = by_latent(latents, len(self.w_enc))
+        dots = torch.empty_like(latents, dtype=x.dtype)
+        dots.scatter_(0, order, pair_dots(x, self.w_enc, tokens[order], latents[order])).add_(self.b_enc[latents])
         return Pairs(tokens, latents, dots, (~(clear & few)).nonzero().squeeze(1), least)
 
     def _unrounded(self, x: Tensor, group: int) -> Pairs:

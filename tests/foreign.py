@@ -112,7 +112,9 @@ def saelens(folder: Path, architecture: str = "standard", **changes: Any) -> tup
     transcoder = "transcoder" in architecture
     config = {"architecture": architecture, "d_in": D, "d_sae": M, "dtype": "float32", "device": "cpu"}
     config |= {"apply_b_dec_to_input": not transcoder, "normalize_activations": "none", "reshape_activations": "none"}
-    config |= {"metadata": {"sae_lens_version": "6.54.0", "hook_name": "blocks.2.hook_resid_post"}, "k": K} | changes
+    metadata = {"sae_lens_version": "6.54.0", "hook_name": "blocks.2.hook_resid_post"}
+    metadata |= {"hook_name_out": "blocks.2.hook_mlp_out"} if transcoder else {}
+    config |= {"metadata": metadata, "k": K} | changes
     t = _saelens_tensors(architecture, int(config.get("d_out", D)))
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,15 @@ LOADED: dict[str, tuple[Written, str, str, str | None]] = {
 }
 
 
+TARGETS = {
+    "sparsify transcoder": "layers.1.mlp",
+    "saelens transcoder": "layers.2.mlp",
+    "gemma scope transcoder": "layers.1.mlp",
+    "gemma scope 2 skip": "layers.4.mlp",
+}
+"""What transcoders predict."""
+
+
 def assert_same(model: SparseAutoencoder, forward: Forward) -> None:
     x = files.inputs()
     latents, reconstruction = files.dense(model, x)
@@ -115,6 +124,7 @@ def test_what_loads_computes_what_its_library_computes(case: str, tmp_path: Path
     folder, forward = write(tmp_path)
     found = load_foreign(str(folder))
     assert (found.facts["format"], found.facts["architecture"], found.facts["hookpoint"]) == (library, kind, hookpoint)
+    assert found.facts.get("target") == TARGETS.get(case)
     assert_same(found.model, forward)
 
 
@@ -141,6 +151,7 @@ def test_what_is_saved_computes_the_same_and_keeps_its_place_or_is_refused(
     again = load_foreign(str(tmp_path / "out"))
     assert find_format(again.folder) == library and again.facts["hookpoint"] == hookpoint
     assert again.facts["seed"] == load_foreign(str(folder)).facts["seed"]
+    assert again.facts.get("target") == TARGETS.get(case)
     assert_same(again.model, forward)
 
 

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign import draws
+from foreign import dense, draws
 
 from sae.architecture import Architecture
 from sae.cache import main
+from sae.config import SubjectConfig
 from sae.convert import main as convert
 from sae.errors import InputError
-from sae.formats import saelens
+from sae.formats import load_foreign, saelens
+from sae.hookpoints import Hookpoint
 from sae.latents import LatentCache
 from sae.model import SparseAutoencoder
+from sae.subject import caught, load_subject
 
 
 def _jumprelu(folder: Path) -> Path:
@@ -49,6 +52,17 @@ def test_the_cache_of_a_foreign_dictionary_is_that_of_the_same_one_in_the_own_fo
         other_tokens, other_activations = ours.entries(latent)
         np.testing.assert_array_equal(tokens, other_tokens)
         np.testing.assert_allclose(activations, other_activations)
+    model, subject = load_foreign(str(folder)).model, load_subject(SubjectConfig(str(neox_folder)))
+    begin, end = theirs.context_offsets[3:5]
+    ids = torch.from_numpy(theirs.token_ids[begin:end].astype(np.int64))[None]
+    (x,) = caught(subject, ids, torch.zeros(1), torch.zeros(1), [Hookpoint(1, "mlp")])
+    expected = dense(model, x[0])[0]
+    expected[0] = 0
+    found = torch.zeros(int(end - begin), 64)
+    for latent, (tokens, activations) in enumerate(entries):
+        inside = (tokens >= begin) & (tokens < end)
+        found[tokens[inside].astype(np.int64) - int(begin), latent] = torch.from_numpy(activations[inside]).float()
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-3)
     # Another place is another artifact.
     with pytest.raises(InputError, match=r"changed since|other settings"):
         main([*flags.split(), "--dictionary", str(folder), "--hookpoint", "layers.1"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sae.kernels import (
+    EncoderWeights,
     Transpose,
     decode,
     decode_reference,
@@ -37,7 +38,7 @@ def _inputs(n: int = 64, seed: int = 3) -> Tensor:
 def _fast(x: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     values, indices = select_topk(x, w_enc, b_enc, k)
     transpose = Transpose.of(indices, len(w_enc))
-    values = selected_values(values, indices, x, w_enc, b_enc, transpose)
+    values = selected_values(values, indices, x, EncoderWeights(w_enc, b_enc), transpose)
     return decode(values, indices, w_dec, transpose), values, indices
 
 
@@ -93,7 +94,7 @@ def test_two_selections_of_one_encoder_add_their_gradients_auxk_of_dead_latents_
         if fast:
             decoded, _, _ = _fast(x, w_enc, b_enc, w_dec, 4)
             found, places = select_topk(x, w_enc[dead], b_enc[dead], 3)
-            guess = decode(selected_values(found, dead[places], x, w_enc, b_enc), dead[places], w_dec)
+            guess = decode(selected_values(found, dead[places], x, EncoderWeights(w_enc, b_enc)), dead[places], w_dec)
         else:
             decoded, _, _ = _plain(x, w_enc, b_enc, w_dec, 4)
             found, places = topk((x @ w_enc.T + b_enc)[:, dead], 3)
@@ -131,10 +132,25 @@ def test_a_value_of_zero_is_no_latent_and_gets_no_gradient() -> None:
         w_enc.copy_(-x.sum(0).expand(M, D))
         b_enc.fill_(-100.0)
     indices = torch.tensor([[0, 1], [2, 3]])
-    values = selected_values(torch.zeros(2, 2, dtype=torch.float64), indices, x, w_enc, b_enc)
+    values = selected_values(torch.zeros(2, 2, dtype=torch.float64), indices, x, EncoderWeights(w_enc, b_enc))
     loss = (x - decode(values, indices, w_dec)).square().sum() + values.sum()
     for gradient in torch.autograd.grad(loss, [w_enc, b_enc, w_dec]):
         assert not gradient.any()
+
+
+def test_the_gradient_of_a_bias_taken_off_the_inputs_needs_none_of_the_inputs() -> None:
+    x, results = _inputs().detach(), []
+    for fast in (True, False):
+        w_enc, b_enc, w_dec = _weights()
+        b_dec = torch.linspace(-1, 1, D, dtype=torch.float64).requires_grad_()
+        values, indices = topk((x - b_dec) @ w_enc.T + b_enc, 4)
+        if fast:
+            weights = EncoderWeights(w_enc, b_enc, b_dec)
+            values = selected_values(values.detach(), indices, (x - b_dec).detach(), weights)
+        error = x - decode_reference(values, indices, w_dec) - b_dec
+        results.append(torch.autograd.grad(error.square().sum(), [w_enc, b_enc, w_dec, b_dec]))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_given_values_are_those_of_the_encoder() -> None:

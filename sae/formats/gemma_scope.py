@@ -47,7 +47,8 @@ def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
         raise fault(tensors.path, "the dictionary reads inside an attention, before its heads are mixed; none is there")
     layer = int(place[1]) if place and place[1] else None
     hookpoint = Hookpoint(layer, _SITES[site]) if layer is not None and site in _SITES else None
-    facts = described("gemma_scope", hookpoint, source_hook="/".join(folder.resolve().parts[-3:]))
+    target = Hookpoint(layer, "mlp") if layer is not None and site == "transcoders" else None
+    facts = described("gemma_scope", hookpoint, target, source_hook="/".join(folder.resolve().parts[-3:]))
     model = _model(tensors, transcoder=site == "transcoders", scaled_by_width=bool(place and place[2]))
     return model, {**facts, "layer": layer}
 
@@ -68,7 +69,8 @@ def load_second(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     if stated is not None and stated != (SKIP in tensors):
         raise fault(config.path, f"affine_connection says otherwise than the tensors ({SKIP})")
     transcoder = SKIP in tensors or (writes is not None and writes != reads)
-    facts = described("gemma_scope_2", of_transformers(reads), source_hook=reads or None)
+    target = of_transformers(writes) if transcoder and writes else None
+    facts = described("gemma_scope_2", of_transformers(reads), target, source_hook=reads or None)
     return _model(tensors, transcoder, scaled_by_width=False), facts
 
 

@@ -78,13 +78,13 @@ class Config:
             raise fault(self.path, f"{name} {value!r} is not supported, only {', '.join(supported)}")
         return value
 
-    def hookpoint(self) -> Hookpoint | None:
-        """The hookpoint by the name that this project gave it when it saved the file."""
-        noted = self.optional("hookpoint", str)
+    def hookpoint(self, name: str = "hookpoint") -> Hookpoint | None:
+        """A hookpoint by the name that this project gave it when it saved the file."""
+        noted = self.optional(name, str)
         try:
             return Hookpoint.parse(noted) if noted else None
         except (InputError, ValueError):
-            raise fault(self.path, f"hookpoint {noted!r} is unknown") from None
+            raise fault(self.path, f"{name} {noted!r} is unknown") from None
 
     def section(self, name: str) -> Config:
         """A group of entries, empty where it is missing."""
@@ -211,10 +211,20 @@ def _arrays(path: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.ascontiguousarray(archive[name], dtype=np.float32)) for name in names}
 
 
-def described(library: str, hookpoint: Hookpoint | None, **others: Any) -> dict[str, Any]:
-    """What is known of a dictionary beside its architecture; None where its files do not say it."""
-    known = {"hookpoint": str(hookpoint), "layer": hookpoint.layer} if hookpoint else {"hookpoint": None, "layer": None}
-    return {**known, "seed": None, "format": library, **others}
+def described(
+    library: str, hookpoint: Hookpoint | None, target: Hookpoint | None = None, **others: Any
+) -> dict[str, Any]:
+    """What is known of a dictionary beside its architecture; None where its files do not say it.
+
+    Args:
+        library: its format.
+        hookpoint: where it reads.
+        target: what a transcoder predicts.
+        others: further facts.
+    """
+    place = {"hookpoint": str(hookpoint) if hookpoint else None, "layer": hookpoint.layer if hookpoint else None}
+    predicted = {"target": str(target)} if target else {}
+    return {**place, **predicted, "seed": None, "format": library, **others}
 
 
 def architecture(path: Path, **fields: Any) -> Architecture:

@@ -112,7 +112,9 @@ def _described(config: Config, folder: Path) -> dict[str, Any]:
     if heads or name.endswith(HEADS) or other.endswith(HEADS):
         raise fault(config.path, f"the dictionary reads {name or 'hook_z'}, inside an attention; no hookpoint is there")
     hookpoint = metadata.hookpoint() or of_transformers(other) or of_transformer_lens(name)
-    facts = described("saelens", hookpoint, source_hook=name or other or folder.resolve().name)
+    target = metadata.hookpoint("target") or of_transformers(metadata.optional("hf_hook_name_out", str) or "")
+    target = target or of_transformer_lens(metadata.optional("hook_name_out", str) or "")
+    facts = described("saelens", hookpoint, target, source_hook=name or other or folder.resolve().name)
     return {**facts, "seed": metadata.optional("seed", int)}
 
 
@@ -213,7 +215,7 @@ def _name(shape: Architecture, transcoder: bool) -> str:
 
 
 def _metadata(facts: dict[str, Any]) -> dict[str, Any]:
-    hookpoint = facts.get("hookpoint")
-    hook_name = in_transformer_lens(Hookpoint.parse(hookpoint)) if hookpoint else None
-    names = {"hook_name": hook_name, "hookpoint": hookpoint, "seed": facts.get("seed")}
-    return {"sae_lens_version": FORMAT_VERSION, **names}
+    noted = {name: facts.get(name) for name in ("hookpoint", "target", "seed")}
+    names = {"hook_name": noted["hookpoint"], "hook_name_out": noted["target"]}
+    theirs = {name: in_transformer_lens(Hookpoint.parse(place)) for name, place in names.items() if place}
+    return {"sae_lens_version": FORMAT_VERSION, "hook_name": None, **theirs, **noted}

@@ -65,7 +65,10 @@ def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
         parts["w_skip"] = tensors.take("W_skip", d_in, d_in)
     place, seed = _place(folder.resolve())
     noted_seed = config.optional("seed", int)
-    facts = described("sparsify", config.hookpoint() or of_module(place, transcode), source_hook=place)
+    hookpoint, target = config.hookpoint() or of_module(place, transcode), None
+    if transcode:
+        target = config.hookpoint("target") or of_module(place, False)
+    facts = described("sparsify", hookpoint, target, source_hook=place)
     return assemble(shape, tensors.path, **parts), {**facts, "seed": seed if noted_seed is None else noted_seed}
 
 
@@ -107,4 +110,4 @@ def save(folder: Path, model: SparseAutoencoder, facts: dict[str, Any]) -> None:
         "d_in": shape.d_in,
     }
     # sparsify leaves entries alone that it does not know.
-    write_json(folder / CONFIG, {**config, "hookpoint": facts.get("hookpoint"), "seed": facts.get("seed")})
+    write_json(folder / CONFIG, config | {name: facts.get(name) for name in ("hookpoint", "target", "seed")})
