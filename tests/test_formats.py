@@ -18,8 +18,6 @@ from sae.checkpoint import load_dictionary
 from sae.convert import main as convert
 from sae.errors import InputError
 from sae.formats import find_format, load_foreign
-from sae.formats.hooks import in_transformer_lens, of_module, of_submodule, of_transformer_lens, of_transformers
-from sae.hookpoints import Hookpoint
 from sae.model import SparseAutoencoder
 
 Written = Callable[[Path], tuple[Path, Forward]]
@@ -216,6 +214,16 @@ def test_a_config_of_an_old_saelens_means_what_it_meant(tmp_path: Path) -> None:
     assert_same(found.model, forward)
 
 
+def test_inputs_that_transformer_lens_has_changed_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for value in (False, True):
+        metadata = {"model_from_pretrained_kwargs": {"center_writing_weights": value}}
+        folder, _ = files.saelens(tmp_path / str(value), metadata=metadata)
+        load_foreign(str(folder))
+        assert ("residual stream was centred" in caplog.text) == value
+
+
 def test_a_scale_beside_a_saelens_checkpoint_is_taken_and_without_it_the_file_is_refused(tmp_path: Path) -> None:
     folder, forward = files.saelens(tmp_path, normalize_activations="expected_average_only_in")
     with pytest.raises(InputError, match=r"scaled by a number that is in neither file"):
@@ -267,38 +275,6 @@ def test_the_fingerprint_is_of_the_files(tmp_path: Path) -> None:
     tensors["b_dec"][0] += 1
     save_file(tensors, folder / "sae_weights.safetensors")
     assert load_foreign(str(folder)).fingerprint != first.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        (of_module("layers.3", False), "layers.3"),
-        (of_module("gpt_neox.layers.3.attention", False), "layers.3.attention"),
-        (of_module("h.3.mlp", True), "layers.3.mlp.in"),
-        (of_module("layers.3", True), "layers.2"),
-        (of_module("layers.0", True), None),
-        (of_module("layers.3.attention", True), None),
-        (of_module("layers.3.mlp.act", False), None),
-        (of_module("embed_in", False), None),
-        (of_transformer_lens("blocks.3.hook_mlp_out"), "layers.3.mlp"),
-        (of_transformer_lens("blocks.3.hook_attn_out"), "layers.3.attention"),
-        (of_transformer_lens("blocks.3.hook_resid_pre"), "layers.2"),
-        (of_transformer_lens("blocks.0.hook_resid_pre"), None),
-        (of_transformer_lens("blocks.3.ln2.hook_normalized"), None),
-        (of_transformers("model.layers.3.post_feedforward_layernorm.output"), "layers.3.mlp"),
-        (of_transformers("model.layers.3.mlp.act"), None),
-        (of_submodule("attention_out_layer_3", 3), "layers.3.attention"),
-        (of_submodule("resid_post_layer_3", 2), None),
-    ],
-)
-def test_names_of_places_are_translated_or_left_open(found: Hookpoint | None, expected: str | None) -> None:
-    assert (str(found) if found else None) == expected
-
-
-def test_places_have_the_same_name_back_and_forth() -> None:
-    for hookpoint in (Hookpoint(3), Hookpoint(0, "mlp"), Hookpoint(2, "attention")):
-        assert of_transformer_lens(str(in_transformer_lens(hookpoint))) == hookpoint
-    assert in_transformer_lens(Hookpoint(1, "mlp.in")) is None
 
 
 def test_own_dictionaries_load_by_the_same_door(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import torch
 from foreign import D, M
 from safetensors.torch import load_file, save_file
 
-from sae.convert import main as convert
 from sae.errors import InputError
 from sae.formats import find_hookpoint, load_foreign
 
@@ -140,7 +139,6 @@ CASES: list[tuple[str, Breaker, str]] = [
     ("sparsify", entries(k="5"), r"k must be int, found '5'"),
     ("sparsify", entries(k=True), r"k must be int, found True"),
     ("sparsify", entries(k=M + 1), r"k must be between 1 and n_latents=40"),
-    ("sparsify", entries(k=-1), r"k must be between 1"),
     ("sparsify", entries(k=1 << 63), r"k is too large a number"),
     ("sparsify", entries(d_in=1 << 40), r"d_in is 1099511627776, the tensors have 12"),
     ("sparsify", entries(num_latents=1 << 50), r"the config says \d+ latents, the tensors have 40"),
@@ -299,33 +297,3 @@ def test_an_unknown_place_asks_for_the_hookpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"files say 'blocks\.3\.ln2\.hook_normalized'; pass --hookpoint layers\.N"):
         find_hookpoint(found, None)
     assert str(find_hookpoint(found, "layers.3.mlp.in")) == "layers.3.mlp.in"
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--to own", r"out exists; name another --out, or pass --overwrite"),
-        ("--to own --overwrite", r"holds more than a dictionary \(precious\.txt\)"),
-        ("--to nothing", r"invalid choice|--to"),
-        ("--to own --hookpoint layers.x", r"hookpoint 'layers\.x' is unknown"),
-    ],
-)
-def test_a_conversion_that_cannot_be_is_one_line(flags: str, message: str, tmp_path: Path) -> None:
-    folder, _ = files.saelens(tmp_path / "from")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious.txt").write_text("mine")
-    with pytest.raises(InputError, match=message):
-        convert(f"--dictionary {folder} --out {tmp_path / 'out'} {flags}".split())
-    assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
-
-
-def test_overwriting_replaces_a_dictionary_but_never_the_one_that_is_read(tmp_path: Path) -> None:
-    folder, _ = files.saelens(tmp_path / "from")
-    flags = f"--dictionary {folder} --out {tmp_path / 'out'} --to".split()
-    convert([*flags, "own"])
-    convert([*flags, "saelens", "--overwrite", "--hookpoint", "layers.5.mlp.in"])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
-    assert load_foreign(str(tmp_path / "out")).facts["hookpoint"] == "layers.5.mlp.in"
-    assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(InputError, match="is what is to be converted"):
-        convert(f"--dictionary {folder} --out {folder} --to own --overwrite".split())

@@ -26,7 +26,6 @@ def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     tensors = read_safetensors(folder / WEIGHTS)
     if config.flag("lens", False):
         raise fault(config.path, "a transform of each layer (lens) is not supported")
-    tensors.only(*TENSORS, "last_nonzero")
     w_enc = tensors.take("encoder.weight", None, None)
     n_latents, d_in = w_enc.shape
     config.agree("n_latents", n_latents)
@@ -41,5 +40,6 @@ def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     )
     parts = {"w_dec": tensors.take("decoder.weight", d_in, n_latents).T.contiguous()}
     parts["b_dec"] = tensors.take("pre_encoder_bias", d_in)
+    tensors.only(*TENSORS, "last_nonzero")
     facts = described("mlsae", None, layers=config.optional("layers", list), source_hook="the residual stream")
     return assemble(shape, tensors.path, w_enc=w_enc, **parts), facts

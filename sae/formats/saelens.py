@@ -6,6 +6,7 @@ checkpoints of batch_topk dictionaries hold one learned threshold; finished ones
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sae.formats.reading import Config, Tensors, architecture, assemble, describ
 from sae.hookpoints import Hookpoint
 from sae.model import SparseAutoencoder
 
+log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 TENSORS = frozenset({"W_enc", "W_dec", "b_dec"})
 FORMAT_VERSION = "6.0.0"
@@ -45,6 +47,8 @@ NORMALISE: dict[str, Normalise] = {
     "constant_norm_rescale": "constant_norm",
 }
 SCALER = "activation_scaler.json"
+LOADED_WITH = "model_from_pretrained_kwargs"
+"""How TransformerLens loaded the subject: it may have changed the weights first."""
 
 
 def load(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
@@ -111,6 +115,9 @@ def _described(config: Config, folder: Path) -> dict[str, Any]:
     heads = config.optional("reshape_activations", str) not in (None, "none")
     if heads or name.endswith(HEADS) or other.endswith(HEADS):
         raise fault(config.path, f"the dictionary reads {name or 'hook_z'}, inside an attention; no hookpoint is there")
+    loaded = {**config.section(LOADED_WITH).values, **metadata.section(LOADED_WITH).values}
+    if loaded.get("center_writing_weights"):
+        log.warning("%s was trained on a subject whose residual stream was centred: its inputs differ here", folder)
     hookpoint = metadata.hookpoint() or of_transformers(other) or of_transformer_lens(name)
     target = metadata.hookpoint("target") or of_transformers(metadata.optional("hf_hook_name_out", str) or "")
     target = target or of_transformer_lens(metadata.optional("hook_name_out", str) or "")
