@@ -63,7 +63,7 @@ def variation(x: Tensor, parallel: Parallel = ALONE) -> Tensor:
 
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
-    inputs, target = _in_units(model, x, target)
+    inputs, target = in_units(model, x, target)
     selected = select_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
     loss, fvu = _selected_loss(model, inputs, selected, target, sae, moment)
     return Pass(loss, fvu, fired(model, *selected), l0(selected[0]))
@@ -74,7 +74,7 @@ def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SA
 
     The threshold of inference is the mean over batches of the smallest positive value kept, `cut`.
     """
-    inputs, target = _in_units(model, x, target)
+    inputs, target = in_units(model, x, target)
     values, indices = _batch_topk(model, inputs, moment.parallel)
     loss, fvu = _selected_loss(model, inputs, (values, indices), target, sae, moment)
     cut = moment.parallel.least(torch.where(values > 0, values, torch.inf).min())
@@ -118,13 +118,13 @@ def _selected_loss(
     whole = variation(target, moment.parallel)
     loss, fvu = torch.stack(errors).mean() / whole, errors[-1].detach() / whole
     if moment.dead is not None and sae.auxk:
-        rest = (target - reconstruction).detach()
-        loss = loss + sae.auxk * _auxk_loss(model, inputs, rest, moment.dead, moment.parallel)
+        error = (target - reconstruction).detach()
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, error, moment.dead, moment.parallel)
     return loss, fvu
 
 
 @torch.no_grad()
-def _in_units(model: SparseAutoencoder, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def in_units(model: SparseAutoencoder, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """What the encoder's product sees, and the target, in the autoencoder's own units."""
     return model.inputs(x), target * model.scale
 

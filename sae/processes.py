@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from torch.distributed.rendezvous import rendezvous
 from sae.config import SubjectConfig
 from sae.distributed import ALONE, TIMEOUT, Parallel
 from sae.errors import InputError
+
+SPEAKING_SECONDS = 0.5
+"""How long a process that has nothing to say waits before it ends."""
 
 
 def on_own_device(config: SubjectConfig, parallel: Parallel) -> SubjectConfig:
@@ -52,7 +56,8 @@ def joined() -> Iterator[Parallel]:
     shared, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # After a restart by torchrun nothing of the attempt before counts.
-    store = dist.PrefixStore(f"training {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)  # type: ignore[attr-defined]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"training {attempt}", shared)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     parallel = Parallel(rank, world)
     try:
@@ -61,6 +66,8 @@ def joined() -> Iterator[Parallel]:
             parallel.wait()
     except (Exception, KeyboardInterrupt):
         if not _first_to_fail(store):
+            # torchrun stops all when one ends: the one that has something to say comes first.
+            time.sleep(SPEAKING_SECONDS)
             raise SystemExit(1) from None
         raise
     dist.destroy_process_group()

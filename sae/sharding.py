@@ -19,7 +19,7 @@ from sae.config import UNTRAINED, Null, SAEConfig
 from sae.distributed import Parallel, answering
 from sae.errors import InputError
 from sae.kernels import EncoderWeights, Transpose, decode, selected_values
-from sae.losses import Moment, Pass, fired, l0, variation
+from sae.losses import Moment, Pass, fired, in_units, l0, variation
 from sae.model import SparseAutoencoder
 from sae.sparsity import select_topk
 
@@ -107,32 +107,44 @@ def winners(values: Tensor, indices: Tensor, k: int, parallel: Parallel) -> tupl
 def sharded_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """`topk_pass` of the whole dictionary, for one shard; which latents fired is told of its own."""
     parallel = moment.parallel
-    inputs, target = parallel.replicated(model.inputs(x)), target * model.scale
+    inputs, target = in_units(model, x, target)
+    # Each shard finds what its own latents ask of the decoder bias; all of them learn the sum.
+    b_dec = parallel.replicated(model.b_dec) if model.architecture.subtract_b_dec else None
+    weights = EncoderWeights(model.w_enc, model.b_enc, b_dec)
     best = select_topk(inputs, model.w_enc, model.b_enc, min(sae.k, model.n_latents))
     values, indices = winners(*best, sae.k, parallel)
-    error = target - _decoded(model, inputs, values, indices, parallel) - model.b_dec
+    error = target - _decoded(inputs, (values, indices), weights, model.w_dec, parallel) - model.b_dec
     fvu = parallel.total(error.square().sum()) / variation(target, parallel)
     loss = fvu
     if moment.dead is not None and sae.auxk:
-        loss = loss + sae.auxk * _auxk_loss(model, inputs, error.detach(), moment.dead, parallel)
+        dead, error = _best_dead(model, inputs, moment.dead, parallel), error.detach()
+        if dead:
+            left = error - _decoded(inputs, dead, weights, model.w_dec, parallel)
+            whole = parallel.total(error.square().sum()).clamp_min(1e-12)
+            loss = loss + sae.auxk * parallel.total(left.square().sum()) / whole
     return Pass(loss, fvu.detach(), fired(model, values, indices), parallel.beside(l0(values)).sum())
 
 
-def _decoded(model: SparseAutoencoder, inputs: Tensor, values: Tensor, indices: Tensor, parallel: Parallel) -> Tensor:
+def _decoded(
+    inputs: Tensor, selected: tuple[Tensor, Tensor], weights: EncoderWeights, w_dec: Tensor, parallel: Parallel
+) -> Tensor:
     """What the selected latents of all shards decode to, without bias, [token, d_out]."""
-    transpose = Transpose.of(indices, model.n_latents)
-    values = selected_values(values, indices, inputs, EncoderWeights(model.w_enc, model.b_enc), transpose)
-    return parallel.assembled(decode(values, indices, model.w_dec, transpose))
+    transpose = Transpose.of(selected[1], len(w_dec))
+    values = selected_values(*selected, inputs, weights, transpose)
+    return parallel.assembled(decode(values, selected[1], w_dec, transpose))
 
 
-def _auxk_loss(
-    model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, parallel: Parallel
-) -> Tensor | float:
-    """The AuxK loss of the whole dictionary's dead latents, some of which, or none, are here."""
-    counts = parallel.beside(torch.tensor([len(dead)], device=error.device)).flatten()
+def _best_dead(
+    model: SparseAutoencoder, inputs: Tensor, dead: Tensor, parallel: Parallel
+) -> tuple[Tensor, Tensor] | None:
+    """This shard's among the best dead latents of all shards, values and indices [token, width]; None if none is dead.
+
+    As many as `topk_pass` takes for its AuxK loss.
+    """
+    counts = parallel.beside(torch.tensor([len(dead)], device=inputs.device)).flatten()
     k = min(int(counts.sum()), max(1, model.d_in // 2))
     if not k:
-        return 0.0
+        return None
     width, own = min(int(counts.max()), k), min(len(dead), k)
     values = inputs.new_zeros(len(inputs), width)
     indices = torch.zeros(len(inputs), width, dtype=torch.int64, device=inputs.device)
@@ -140,8 +152,7 @@ def _auxk_loss(
         # All shards send tables of one width; the zeros that fill them up are no latents.
         values[:, :own], places = select_topk(inputs, model.w_enc[dead], model.b_enc[dead], own)
         indices[:, :own] = dead[places]
-    guess = _decoded(model, inputs, *winners(values, indices, k, parallel), parallel)
-    return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
+    return winners(values, indices, k, parallel)
 
 
 SHARDED_PASSES: dict[str, Callable[[SparseAutoencoder, Tensor, Tensor, SAEConfig, Moment], Pass]] = {

@@ -16,7 +16,7 @@ from sae.cli import parse, run_stage
 from sae.config import FITTED, CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
-from sae.distributed import Parallel, check_same, own_batch
+from sae.distributed import Parallel
 from sae.errors import InputError
 from sae.evaluate import Placed, evaluate
 from sae.memory import keep_freed_memory
@@ -26,6 +26,7 @@ from sae.processes import joined, on_own_device
 from sae.progress import Diverged, Progress
 from sae.runs import claim_run
 from sae.sharding import check_shardable
+from sae.shares import check_same, own_batch
 from sae.snapshots import SnapshotClock, SnapshotStore, environment
 from sae.specs import DictionarySpec, asked
 from sae.subject import Subject, load_subject

@@ -16,13 +16,14 @@ from tqdm import tqdm
 from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, stream, without_token_means
 from sae.config import TrainConfig
 from sae.contexts import ContextStore
-from sae.distributed import ALONE, Parallel, enough_for_all, own_batch, own_batches, own_seed
+from sae.distributed import ALONE, Parallel
 from sae.hookpoints import Hookpoint
 from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
 from sae.nulls import set_directions, twins
 from sae.progress import Progress
 from sae.sharding import part_of
+from sae.shares import enough_for_all, own_batch, own_batches, own_seed
 from sae.shuffling import ShuffleBuffer
 from sae.snapshots import Part, Snapshot, SnapshotStore
 from sae.specs import DictionarySpec

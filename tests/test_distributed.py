@@ -1,100 +1,36 @@
-"""Training in several processes: the same curve and weights as in one, and an end of all when one fails."""
+"""Training in several processes: the same curve and weights as in one, sharded or not, and as good a dictionary."""
 
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
-from sae import distributed, processes, train
+from sae import distributed, train
 from sae.architecture import Architecture
 from sae.checkpoint import load_dictionary
 from sae.cli import run_stage
-from sae.config import SAEConfig, SubjectConfig
-from sae.contexts import Batch
-from sae.distributed import ALONE, Parallel, check_same, own_batch, own_batches, own_seed
+from sae.config import SAEConfig
+from sae.distributed import ALONE, Parallel
 from sae.errors import InputError
 from sae.metrics import BaselineFitter
 from sae.model import SparseAutoencoder
-from sae.processes import joined, on_own_device
-from sae.sharding import check_shardable, part_of, winners
+from sae.processes import joined
+from sae.sharding import part_of, winners
 from sae.snapshots import SnapshotStore
 from sae.trainer import OptimiserOptions, Rates, Trainer
+from tests.several import LIMIT, several
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 60.0
-"""Seconds after which the processes of a test are killed."""
-CONTEXT = multiprocessing.get_context("forkserver")
-# Importing torch takes seconds; with this it is imported once, by the process that the others are forked from.
-CONTEXT.set_forkserver_preload(["sae.train", "transformers.models.gpt_neox.modeling_gpt_neox"])
-
-
-def _child(work: Callable[..., Any], args: tuple[Any, ...], place: dict[str, str], folder: Path, pipe: Any) -> None:
-    """One of the processes: as torchrun would start it, with its output in files."""
-    os.environ.update(place)
-    torch.set_num_threads(1)
-    for descriptor, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(folder / f"{name}{place['RANK']}", os.O_WRONLY | os.O_CREAT), descriptor)
-    try:
-        pipe.send(work(*args))
-    except Exception:
-        traceback.print_exc()
-        raise
-
-
-def _processes(
-    n: int, folder: Path, work: Callable[..., Any], *args: Any, grace: float = LIMIT
-) -> list[tuple[int | None, Any, str, str]]:
-    """Exit status, result, and both outputs of n processes that do the same work.
-
-    Those that still run so many seconds (`grace`) after the first has ended are killed; their status is None.
-    """
-    folder.mkdir(exist_ok=True)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    shared |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    started = []
-    for rank in range(n):
-        receive, send = CONTEXT.Pipe(duplex=False)
-        place = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = CONTEXT.Process(target=_child, args=(work, args, place, folder, send), daemon=True)
-        process.start()
-        send.close()
-        started.append((process, receive))
-    end = time.monotonic() + LIMIT
-    results = []
-    for rank, (process, receive) in enumerate(started):
-        try:
-            result = receive.recv() if receive.poll(max(0.0, end - time.monotonic())) else None
-        except EOFError:
-            result = None
-        process.join(max(0.0, end - time.monotonic()))
-        end = min(end, time.monotonic() + grace)
-        status = process.exitcode
-        if status is None:
-            process.kill()
-        out, err = ((folder / f"{name}{rank}").read_text() for name in ("out", "err"))
-        results.append((status, result, out, err))
-    return results
-
-
-# --- the same curve and weights ---------------------------------------------------------------------------------------
 
 
 def _batches(n: int = 20) -> torch.Tensor:
@@ -155,7 +91,7 @@ def _trained_together(shards: int, cases: Sequence[_Case]) -> Any:
 @pytest.mark.parametrize(("world", "shards"), [(2, 1), (2, 2), (4, 2)])
 def test_a_grid_learns_what_one_process_learns(world: int, shards: int, tmp_path: Path) -> None:
     cases = CASES if shards == 1 else SHARDABLE
-    results = _processes(world, tmp_path, _trained_together, shards, cases)
+    results = several(world, tmp_path, _trained_together, shards, cases)
     assert [status for status, *_ in results] == [0] * world, results
     for number, case in enumerate(cases):
         fvus, dead, weights = _trained(ALONE, case)
@@ -171,7 +107,7 @@ def test_a_grid_learns_what_one_process_learns(world: int, shards: int, tmp_path
 
 
 def test_of_equal_pre_activations_those_of_the_first_shard_are_kept(tmp_path: Path) -> None:
-    results = _processes(2, tmp_path, _winners_of_ties)
+    results = several(2, tmp_path, _winners_of_ties)
     assert [result for _, result, _, _ in results] == [([[4.0, 3.0]], [[1, 0]]), ([[4.0]], [[0]])]
 
 
@@ -185,25 +121,11 @@ def _winners_of_ties() -> Any:
         return kept.tolist(), latents.tolist()
 
 
-# --- who reads what ---------------------------------------------------------------------------------------------------
-
-
-def test_batches_are_shared_out_once_each_and_evenly() -> None:
-    draw = np.random.default_rng(0)
-    empty = np.zeros((0, 0), dtype=np.int64)
-    batches = [Batch(empty, draw.integers(8, 300, draw.integers(1, 9)), np.array([n])) for n in range(200)]
-    parts = [list(own_batches(iter(batches), Parallel(rank, 3))) for rank in range(3)]
-    assert sorted(int(batch.contexts[0]) for part in parts for batch in part) == list(range(200))
-    sizes = [sum(int((batch.lengths - 1).sum()) for batch in part) for part in parts]
-    assert max(sizes) - min(sizes) <= max(int((batch.lengths - 1).sum()) for batch in batches)
-    assert list(own_batches(iter(batches), ALONE)) == batches
-
-
 def test_fitters_of_two_processes_become_the_fitter_of_all_vectors(tmp_path: Path) -> None:
     x, tokens = _vectors_and_tokens()
     fitter = BaselineFitter(5, 6, torch.device("cpu"))
     fitter.update(x, tokens)
-    for status, (by_token, projected), _, _ in _processes(2, tmp_path, _fitted_together):
+    for status, (by_token, projected), _, _ in several(2, tmp_path, _fitted_together):
         assert status == 0
         np.testing.assert_allclose(by_token, fitter.token_mean().by_token, rtol=1e-5)
         np.testing.assert_allclose(projected, fitter.pca(2).predict(x), rtol=1e-4)
@@ -224,67 +146,6 @@ def _fitted_together() -> Any:
         fitter.update(x[own], tokens[own])
         fitter.unite(parallel)
         return fitter.token_mean().by_token.numpy(), fitter.pca(2).predict(x).numpy()
-
-
-def test_one_process_is_a_grid_that_gives_back_what_it_gets() -> None:
-    x = torch.randn(3, 2, requires_grad=True)
-    for same in (ALONE.total, ALONE.sample, ALONE.batch, ALONE.replicated, ALONE.assembled, ALONE.told):
-        assert same(x) is x
-    with joined() as parallel:
-        assert parallel is ALONE
-    assert not dist.is_initialized()
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        (Architecture("batch_topk", 4, 8, 2), "is for --architecture topk, got batch_topk"),
-        (Architecture("topk", 4, 8, 2, groups=(4, 8)), "got topk with --matryoshka"),
-        (Architecture("topk", 4, 9, 2), "must divide the number of latents: the dictionary has 9"),
-    ],
-)
-def test_what_cannot_be_sharded_is_one_line(shape: Architecture, message: str) -> None:
-    check_shardable(shape, "none", 1)
-    with pytest.raises(InputError, match=message):
-        check_shardable(shape, "none", 2)
-
-
-def test_a_number_of_shards_that_does_not_divide_the_processes_is_one_line() -> None:
-    with pytest.raises(InputError, match="--shard-latents 2 needs a multiple of 2 processes, found 1 process;"):
-        ALONE.arranged(2)
-
-
-def test_every_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, parallel = SubjectConfig("s"), Parallel(1, 4)
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert on_own_device(config, parallel).device == "cuda:1" and chosen == [1]
-    assert on_own_device(config, ALONE) is config
-    assert on_own_device(SubjectConfig("s", device="cpu"), parallel).device == "cpu"
-    with pytest.raises(InputError, match="--device cuda:0 is one device for 4 processes"):
-        on_own_device(SubjectConfig("s", device="cuda:0"), parallel)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="found 2 GPUs for at least 3 processes"):
-        on_own_device(config, parallel)
-
-
-def test_no_two_processes_draw_alike() -> None:
-    seeds = {own_seed(seed, Parallel(rank, 4)) for seed in (0, 1, 2**32 - 1) for rank in range(4)}
-    assert len(seeds) == 12 and own_seed(7, ALONE) == 7
-
-
-def test_a_batch_that_cannot_be_shared_evenly_is_one_line() -> None:
-    assert own_batch(1024, Parallel(0, 4)) == 256
-    with pytest.raises(
-        InputError, match=r"--batch-tokens 1024 cannot be shared evenly by 3 processes; .* multiple of 3"
-    ):
-        own_batch(1024, Parallel(0, 3))
-
-
-# --- the stage --------------------------------------------------------------------------------------------------------
 
 
 def _flags(run: Path, subject: Path, corpus: Path) -> list[str]:
@@ -342,7 +203,7 @@ def test_sharded_latents_come_out_as_an_ordinary_dictionary_also_after_a_failure
     alone: dict[str, Any], neox_folder: Path, corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = _flags(tmp_path / "run", neox_folder, corpus_file)
-    results = _processes(2, tmp_path, _train, [*flags, "--shard-latents", "2"])
+    results = several(2, tmp_path, _train, [*flags, "--shard-latents", "2"])
     assert [status for status, *_ in results] == [0, 0], results
     assert not results[1][2] and not results[1][3]
     _check_like(alone, tmp_path / "run")
@@ -351,10 +212,10 @@ def test_sharded_latents_come_out_as_an_ordinary_dictionary_also_after_a_failure
     assert capsys.readouterr().out.count("(complete already)") == 2
     again = _flags(tmp_path / "again", neox_folder, corpus_file)
     again = [*again, "--shard-latents", "2", "--snapshot-steps", "5"]
-    results = _processes(2, tmp_path / "failed", _train_until, again, 12)
+    results = several(2, tmp_path / "failed", _train_until, again, 12)
     assert sorted(status or 0 for status, *_ in results) == [1, 2], results
     assert len(list((tmp_path / "again").glob("sae/.training-*-of-2/step-10"))) == 2
-    results = _processes(2, tmp_path / "mended", _train, again)
+    results = several(2, tmp_path / "mended", _train, again)
     assert [status for status, *_ in results] == [0, 0], results
     assert "going on at step 10 of 32" in results[0][3]
     assert not list((tmp_path / "again").glob("sae/.training-*"))
@@ -382,7 +243,7 @@ def _train_until(argv: list[str], last_step: int) -> None:
 
 
 def test_a_snapshot_that_one_process_could_not_write_is_used_by_none(tmp_path: Path) -> None:
-    results = _processes(2, tmp_path / "out", _snapshots_of_two, tmp_path)
+    results = several(2, tmp_path / "out", _snapshots_of_two, tmp_path)
     assert [(status, result) for status, result, _, _ in results] == [(0, ("step-5", 5.0)), (0, ("step-5", 5.0))]
 
 
@@ -410,65 +271,8 @@ def test_a_mistake_is_one_line_of_all_processes_and_leaves_nothing_complete(
     extra: list[str], line: str, neox_folder: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     flags = [*_flags(tmp_path / "run", neox_folder, corpus_file), *extra]
-    results = _processes(2, tmp_path, _train, flags)
+    results = several(2, tmp_path, _train, flags)
     assert sorted(status or 0 for status, *_ in results) == [1, 2]
     said = [text for *_, err in results for text in err.splitlines() if "error" in text or "Traceback" in text]
     assert len(said) == 1 and said[0].startswith(line), said
     assert not list((tmp_path / "run").rglob("manifest.json"))
-
-
-# --- how they end -----------------------------------------------------------------------------------------------------
-
-
-def _ending(argv: Sequence[str] | None) -> None:
-    """A stage in which the second process fails in one of several ways while the first waits for it."""
-    (way,) = argv or ()
-    distributed.TIMEOUT = processes.TIMEOUT = timedelta(seconds=3)
-    with joined() as parallel:
-        print("a result")
-        logging.getLogger().info("a log line")
-        parallel.wait()
-        check_same({"corpus": str(parallel.rank) if way == "differ" else "one"}, parallel)
-        if way == "both":
-            raise InputError("an unknown flag")
-        if parallel.rank == 1:
-            if way == "input":
-                raise InputError("a mistake of the second")
-            if way == "defect":
-                raise ValueError("a defect of the second")
-            if way == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if way == "stopped":
-                os.kill(os.getpid(), signal.SIGSTOP)
-        parallel.wait()
-
-
-def _stage_of(way: str) -> None:
-    raise SystemExit(run_stage(_ending, [way]))
-
-
-@pytest.mark.parametrize(
-    ("way", "statuses", "line"),
-    [
-        ("none", [0, 0], None),
-        ("both", [1, 2], "error: an unknown flag"),
-        ("differ", [1, 2], "error: process 1 finds another corpus than the first; copy the same files"),
-        ("input", [1, 2], "error: a mistake of the second"),
-        ("defect", [1, 1], "ValueError: a defect of the second"),
-        ("killed", [-9, 2], "error: another process of this training ended"),
-        ("stopped", [None, 2], "error: another process of this training ended or did not answer in 0:00:03"),
-    ],
-)
-def test_all_end_when_one_fails_and_only_the_first_to_fail_says_why(
-    way: str, statuses: list[int | None], line: str | None, tmp_path: Path
-) -> None:
-    (first, _, out, err), (second, _, quiet, err2) = _processes(
-        2, tmp_path, _stage_of, way, grace=2 if way == "stopped" else LIMIT
-    )
-    assert sorted([first, second], key=str) == sorted(statuses, key=str), (err, err2)
-    assert out == "a result\n" and not quiet
-    said = [text for text in (err + err2).replace("a log line\n", "", 1).splitlines() if not text.startswith(" ")]
-    if way == "defect":
-        assert said[0].startswith("Traceback") and said[-1] == line
-    else:
-        assert [text.startswith(str(line)) for text in said] == [True] * (line is not None), (err, err2)
