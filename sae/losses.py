@@ -21,7 +21,7 @@ from sae.kernels import EncoderWeights, Transpose, decode, selected_values
 from sae.model import SparseAutoencoder
 from sae.sparsity import select_batch_topk, select_topk
 
-SPARSITY = {"jumprelu": 3e-4, "relu": 0.2, "gated": 0.4}
+SPARSITY = {"jumprelu": 3e-3, "relu": 0.2, "gated": 0.4}
 """Coefficients of the sparsity penalties by default."""
 BANDWIDTH = 0.5
 """Width of the kernel that estimates the gradient of a jump, where a pre-activation is about 1."""

@@ -28,11 +28,14 @@ Held = dict[str, Tensor]
 """What a moment is made of."""
 
 
-def adam(parameters: Iterable[Tensor], rate: float, state: OptimiserState = "float32") -> torch.optim.Optimizer:
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+def adam(parameters: Parameters, rate: float, state: OptimiserState = "float32") -> torch.optim.Optimizer:
     """Adam with betas of 0.9 and 0.999.
 
     Args:
-        parameters: float32 tensors.
+        parameters: float32 tensors, or groups of them.
         rate: learning rate.
         state: how the moments are held: 8 bytes a parameter, 4, or 2 and 1/32.
     """
@@ -126,7 +129,7 @@ class EightBit:
 class SmallAdam(torch.optim.Optimizer):
     """Adam with moments in another storage. What is drawn for rounding is a function of the step alone."""
 
-    def __init__(self, parameters: Iterable[Tensor], rate: float, first: Storage, second: Storage) -> None:
+    def __init__(self, parameters: Parameters, rate: float, first: Storage, second: Storage) -> None:
         super().__init__(parameters, {"lr": rate})
         self._storages = {FIRST: first, SECOND: second}
 

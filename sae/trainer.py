@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,19 @@ class OptimiserOptions:
     """Largest global norm of the gradient."""
 
 
+def _groups(model: SparseAutoencoder) -> list[dict[str, Any]]:
+    """The parameters with the speed at which each learns.
+
+    Adam's steps are of one size, whatever a number's own. A jumprelu threshold, about 1, would hardly move in the time
+    in which a direction, of numbers about 1/sqrt(d), turns round: in a short training L0 would be that of its start,
+    whatever the penalty. Thresholds take steps sqrt(d) times as large.
+    """
+    named = dict(model.named_parameters())
+    threshold = named.pop("threshold", None)
+    groups: list[dict[str, Any]] = [{"params": list(named.values()), "speed": 1.0}]
+    return groups if threshold is None else [*groups, {"params": [threshold], "speed": model.d_in**0.5}]
+
+
 class Trainer:
     """Weights, optimiser and counters of one dictionary.
 
@@ -81,7 +95,7 @@ class Trainer:
         self.window = window
         self.parallel = parallel
         self.clip = options.clip
-        self.optimiser = adam(model.parameters(), peak, options.state)
+        self.optimiser = adam(_groups(model), peak, options.state)
         self.last_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=model.w_enc.device)
         self.tokens = 0
         # Of the initialisation, which a training that goes on repeats: no part of what a step changes.
@@ -107,7 +121,7 @@ class Trainer:
         if self.clip is not None:
             clip_gradient(self.model, self.clip, self.parallel)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.peak * rates.learning
+            group["lr"] = self.peak * rates.learning * group["speed"]
         self.optimiser.step()
         self.model.normalise_decoder()
         self.model.keep_thresholds_positive()

@@ -175,7 +175,7 @@ PLANTED: dict[str, tuple[SAEConfig, float, float]] = {
     "batch_topk": (SAEConfig("batch_topk", k=3), 3e-3, 0.9),
     "topk, matryoshka": (SAEConfig(k=3, matryoshka=(0.5,)), 3e-3, 0.9),
     "batch_topk, matryoshka": (SAEConfig("batch_topk", k=2, matryoshka=(0.5,)), 3e-3, 0.9),
-    "jumprelu": (SAEConfig("jumprelu", k=3, sparsity=0.1), 1e-2, 0.9),
+    "jumprelu": (SAEConfig("jumprelu", k=3, sparsity=0.1), 1e-2, 0.95),
     "relu": (SAEConfig("relu", sparsity=0.3), 1e-2, 0.98),
     "gated": (SAEConfig("gated", sparsity=1.0), 1e-2, 0.98),
 }
@@ -246,6 +246,18 @@ def test_thresholds_stay_positive_whatever_the_gradient() -> None:
     for _ in range(5):
         trainer.step(x, x, Rates())
     assert float(model.threshold.detach().min()) > 0
+
+
+def test_the_penalty_and_not_the_start_decides_how_many_latents_of_jumprelu_are_active() -> None:
+    found = {}
+    for k, sparsity in ((3, 0.02), (3, 0.2), (6, 0.02), (6, 0.2)):
+        _, x, generator = _planted(30_000)
+        model = _learnt(x, SAEConfig("jumprelu", k=k, sparsity=sparsity), 3e-3, generator).model
+        found[k, sparsity] = float((model.encode(x[:5000])[0] > 0).sum() / 5000)
+    for k in (3, 6):
+        assert found[k, 0.2] < 0.7 * found[k, 0.02]
+    for sparsity in (0.02, 0.2):
+        assert found[3, sparsity] == pytest.approx(found[6, sparsity], rel=0.25)
 
 
 @pytest.mark.parametrize("kind", ["batch_topk", "jumprelu"])
