@@ -16,7 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from autointerp.records import Explanation, ExplanationStatus, Judgement, Usage
+from autointerp.reasking import answers_of
+from autointerp.records import ANSWERED, Explanation, ExplanationStatus, Judgement, Usage
 from sae.artifacts import Manifest, complete_folders, dictionary_folder, digest, latents_folder, read_manifest
 from sae.errors import InputError
 from sae.latents import LatentCache
@@ -31,7 +32,10 @@ COLUMNS = (
     *("n", "n_positive", "n_failed", "density"),
     *("auroc", "average_precision", "balanced_accuracy", "f1", "precision", "recall"),
     *("iou", "correlation", "null", "n_skipped", "status", "graded", "reason"),
+    *("accuracy", "chance", "n_repaired", "n_unparseable", "n_refused", "n_truncated", "n_error", "n_reasked"),
 )
+SPARE = ("earlier_key", "earlier_fault", "tokens")
+"""Fields of a row that are left out where they say nothing."""
 
 Row = dict[str, Any]
 
@@ -130,6 +134,10 @@ class Journal:
         self._stream.flush()
         self._note(json.loads(entry), place)
 
+    def __contains__(self, slot: tuple[int, int]) -> bool:
+        """Whether a request has rows, be it those of a failure."""
+        return slot in self._places
+
     def rows(self, latent: int, number: int) -> list[Row]:
         """The rows of a request's last answer."""
         self._stream.seek(self._places[latent, number][2])
@@ -152,8 +160,9 @@ class Journal:
                 answers = (list(same) for _, same in groupby(group, key=lambda row: row.request_key))
                 cut = [same[i : i + per_request] for same in answers for i in range(0, len(same), per_request)]
                 for number, part in enumerate(cut):
-                    stream.write(_entry((latent, number), part[0].request_key, part, usage))
-                    usage = Usage()
+                    for slot, key, answer in answers_of(latent, number, part):
+                        stream.write(_entry(slot, key, answer, usage))
+                        usage = Usage()
         self._stream.close()
         whole.replace(self.path)
         self._stream = self.path.open("a+b")
@@ -189,7 +198,7 @@ class Journal:
 
 def _entry(slot: tuple[int, int], key: str, rows: Sequence[Any], usage: Usage) -> bytes:
     used = [usage.prompt_tokens, usage.completion_tokens]
-    return line({"slot": list(slot), "key": key, "usage": used, "rows": [_plain_row(row) for row in rows]}).encode()
+    return line({"slot": list(slot), "key": key, "usage": used, "rows": [plain_row(row) for row in rows]}).encode()
 
 
 def usage_of(manifest: Manifest) -> Usage:
@@ -199,11 +208,15 @@ def usage_of(manifest: Manifest) -> Usage:
 
 def line(row: Any) -> str:
     """A row as one line of JSON."""
-    return json.dumps(_plain_row(row), ensure_ascii=False) + "\n"
+    return json.dumps(plain_row(row), ensure_ascii=False) + "\n"
 
 
-def _plain_row(row: Any) -> Row:
-    return row if isinstance(row, dict) else vars(row)
+def plain_row(row: Any) -> Row:
+    """A row (a dataclass, or as it is) as it is written."""
+    if isinstance(row, dict):
+        return row
+    spare = (*SPARE, "reason") if isinstance(row, Judgement) else SPARE
+    return {name: value for name, value in vars(row).items() if value or name not in spare}
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -281,8 +294,8 @@ def _explanation(row: Any, n_latents: int) -> Explanation:
     if status not in get_args(ExplanationStatus):
         raise ValueError(f"status must be one of {', '.join(get_args(ExplanationStatus))}, found {status!r}")
     if text and text.strip():
-        status = status if status in ("too_rare", "too_dense") else "ok"
-    elif status == "ok":
+        status = status if status in ("too_rare", "too_dense", "repaired") else "ok"
+    elif status in ANSWERED:
         raise ValueError("the text is missing; type a sentence, or remove the line")
     defaults = {"explainer": "", "model": "", "request_key": "", "density": 0.0, "reason": ""}
     return Explanation(**{**defaults, **row, "status": status})
@@ -290,4 +303,4 @@ def _explanation(row: Any, n_latents: int) -> Explanation:
 
 def rows_digest(explanations: Iterable[Explanation]) -> str:
     """sha256 of what explanations say, whatever the spacing of the file."""
-    return digest([vars(explanation) for explanation in explanations])
+    return digest([plain_row(explanation) for explanation in explanations])

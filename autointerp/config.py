@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import tyro
 
@@ -28,6 +28,13 @@ class ExamplesConfig:
     """Fewest activating windows, in each split, for a latent to be explained and scored."""
     seed: int = 0
     """Seed of the sample of latents and of their windows."""
+    protocol: Literal["own", "delphi"] = "own"
+    """delphi: Delphi's example counts, windows and prompts, so that a score can stand beside a published one."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For a manifest; the protocol is left out where it is our own, as in artifacts of earlier versions."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("protocol", "own")}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class ExplainConfig:
     run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the run."""
     explainer: str | None = None
-    """lexical or max_activating; by default lexical with the offline client and max_activating with an LLM."""
+    """lexical (offline); with an LLM max_activating, max_activating_direct (without notes), contrastive, delphi."""
     dictionary: tuple[str, ...] = ()
     """Dictionaries to explain; by default all that are cached in the run."""
     n_latents: int = 100
@@ -70,6 +77,8 @@ class ExplainConfig:
     """What is shown."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of templates to use instead of the built-in ones."""
+    reask: bool = True
+    """Put a question once more, saying what was wrong, where the answer could not be read."""
     retry_errors: bool = False
     """Ask again where a complete artifact has rows with status error."""
     overwrite: bool = False
@@ -82,8 +91,8 @@ class ScoreConfig:
 
     run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the run."""
-    scorers: tuple[str, ...] = ("detection", "fuzzing")
-    """Which questions to ask about each explanation."""
+    scorers: tuple[str, ...] = ()
+    """detection, fuzzing, simulation, embedding, intruder, surprisal; by default detection and fuzzing."""
     nulls: tuple[str, ...] = ()
     """Nulls to make beside the real scores: shuffled (asks the judge), always-no, always-yes, echo-token, oracle."""
     explainer: str | None = None
@@ -92,10 +101,21 @@ class ScoreConfig:
     """Only these dictionaries; by default all of the run."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """Who judges."""
-    examples_per_prompt: int = 5
-    """Texts in one question."""
+    examples_per_prompt: int = 10
+    """Texts in one question; judges get worse with more."""
+    negatives: Literal["random", "same-token", "neighbour", "quantile", "near"] = "random"
+    """What activating texts are told from: any window, one with the same token, one in which a decoder neighbour fires,
+    the latent's own weakest ones, or the nearest in meaning (needs --embedder)."""
+    embedder: str | None = None
+    """For embedding and near: a sentence-transformers folder or hub id, or openai:MODEL for an embeddings endpoint."""
+    embedder_url: str | None = None
+    """Address of that endpoint; by default OpenAI's own."""
+    protocol: Literal["own", "delphi"] = "own"
+    """delphi: Delphi's detection and fuzzing, of explanations made with --protocol delphi."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of templates to use instead of the built-in ones."""
+    reask: bool = True
+    """Put a question once more, saying what was wrong, where the answer could not be read."""
     retry_errors: bool = False
     """Ask again where a complete artifact has rows with status error."""
     overwrite: bool = False

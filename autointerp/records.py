@@ -6,17 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 REFUSED = ("refusal", "content_filter")
 """Values of `Completion.finish_reason` which mean that the model would not answer."""
 
-Status = Literal["ok", "unparseable", "refused", "truncated", "error"]
-"""What became of an answer; only `ok` carries a result."""
+Status = Literal["ok", "repaired", "unparseable", "refused", "truncated", "error"]
+"""What became of an answer; only `ok` and `repaired` carry a result. A repair is stated, and guesses nothing."""
+ANSWERED: tuple[Status, ...] = ("ok", "repaired")
+FAILED: tuple[Status, ...] = ("unparseable", "refused", "truncated", "error")
 
-ExplanationStatus = Literal["ok", "unparseable", "refused", "truncated", "error", "too_rare", "too_dense"]
+ExplanationStatus = Literal["ok", "repaired", "unparseable", "refused", "truncated", "error", "too_rare", "too_dense"]
 """As `Status`, or why a sampled latent was not explained at all."""
 
 
@@ -62,6 +64,10 @@ class LatentExamples:
     """Windows of the score split in which it does not fire, matched one to one to `test` in length and position."""
     density: float
     """Share of the cached usable tokens on which it fires, both splits."""
+    hard: tuple[Example, ...] = ()
+    """Windows of the explain split that hold a token on which it fires elsewhere, and in which it is silent."""
+    n_unmatched: int = 0
+    """Activating windows left out of `test` because no non-activating one of the kind asked for is left for them."""
     train_weight: float = 1.0
     """Tokens of the explain split that each token of a train window stands for; its firing tokens then add up."""
     contrast_weight: float = 1.0
@@ -121,6 +127,14 @@ class Usage:
     completion_tokens: int = 0
 
 
+class TokenLogprob(NamedTuple):
+    """A token of an answer with its log probability (natural), and the likeliest tokens at its place, it among them."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
 @dataclass(frozen=True)
 class Completion:
     """A client's answer.
@@ -133,9 +147,14 @@ class Completion:
     model: str
     finish_reason: str = "stop"
     usage: Usage = Usage()
-    token_logprobs: tuple[tuple[str, float], ...] | None = None
+    token_logprobs: tuple[TokenLogprob, ...] | None = None
     scores: tuple[float, ...] | None = None
     error: str | None = None
+    vectors: tuple[tuple[float, ...], ...] | None = None
+    """One embedding for each text of `context["embed"]`, from a client that `can` "embed"."""
+    echoed: tuple[tuple[tuple[str, float | None], ...], ...] | None = None
+    """Tokens of each prompt of `context["prompts"]` with their log probabilities (the first token has none), from a
+    client that `can` "echo"."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,10 @@ class Explanation:
     request_key: str
     density: float
     reason: str = ""
+    earlier_key: str = ""
+    """Key of the first request, where its answer could not be read and the question was put a second time."""
+    earlier_fault: str = ""
+    """What was wrong with that answer."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +186,20 @@ class Trial:
     """The tokens of each text, which nulls look at and no client sees."""
     highlighted: tuple[tuple[str, ...], ...] = ()
     """The highlighted tokens of each text, where texts have highlights."""
+    targets: tuple[tuple[float, ...], ...] = ()
+    """What is to be told where it is no yes or no, and what no client sees: each text's activations, or which text of
+    several is the odd one, from zero."""
+
+
+class Verdict(NamedTuple):
+    """What an answer says about one text, or why it says nothing."""
+
+    y_score: float | None
+    status: Status
+    reason: str = ""
+    """What was repaired, or what was wrong."""
+    tokens: tuple[float, ...] = ()
+    """What is said of each token, where that is the question."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +213,26 @@ class Judgement:
     y_score: float | None
     status: Status
     request_key: str
+    reason: str = ""
+    """What was repaired, or what was wrong."""
+    earlier_key: str = ""
+    """Key of the first request, where its answer could not be read and the question was put a second time."""
+    earlier_fault: str = ""
+    """What was wrong with that answer."""
+    tokens: tuple[tuple[float, float], ...] = ()
+    """(activation, what was said of it) of each token, where tokens are judged."""
+
+
+Ability = Literal["embed", "echo"]
+"""What only some clients can do: embed texts (`Completion.vectors`), or score a given text (`Completion.echoed`)."""
+
+
+class AbleClient(Protocol):
+    """A client that can do more than chat, and says so; one without the attribute can do nothing more."""
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What it can do beside answering messages."""
 
 
 class LLMClient(Protocol):
@@ -196,25 +253,46 @@ class LLMClient(Protocol):
         """Release connections."""
 
 
+class Sentence(NamedTuple):
+    """The explanation that an answer holds, or why it holds none."""
+
+    text: str | None
+    status: Status
+    reason: str = ""
+    """What was repaired, or what was wrong."""
+
+
 class Explainer(Protocol):
     """What to show of a latent, and how to read the answer. Pure: no I/O."""
 
     name: str
+    n_hard: int
+    """Silent windows that it shows beside the activating ones, if any (`LatentExamples.hard`)."""
 
     def request(self, examples: LatentExamples) -> Request:
         """The question."""
 
-    def parse(self, completion: Completion) -> tuple[str | None, Status]:
+    def parse(self, completion: Completion) -> Sentence:
         """The explanation in the answer, or None and why."""
+
+
+Atom = Literal["text", "rank", "choice", "token"]
+"""What a scorer's judgements are: a yes or no (0.5 divides) about each text; a number that only ranks texts; which one
+of several texts is the odd one; a number for each token."""
 
 
 class Scorer(Protocol):
     """What to ask about an explanation, and how to read the answer. Pure: no I/O, no metric."""
 
     name: str
+    atom: Atom
+    needs: Ability | None
+    """What a client must be able to do beside answering messages."""
+    per_request: int
+    """Most judgements that one request gives; all but a latent's last give as many."""
 
     def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
         """The questions, in a seeded order."""
 
-    def parse(self, trial: Trial, completion: Completion) -> Sequence[tuple[float | None, Status]]:
-        """One (y_score, status) per judged text of the trial."""
+    def parse(self, trial: Trial, completion: Completion) -> Sequence[Verdict]:
+        """One verdict per judged text of the trial."""

@@ -50,7 +50,8 @@ def test_what_is_constant_comes_first_and_the_explanation_before_the_texts(task:
     prompts = Prompts()
     messages = prompts.render(task, CONTEXTS[task])
     other = prompts.render(task, {**CONTEXTS[task], "explanation": "another"})
-    assert [m.role for m in messages] == ["system"] + ["user", "assistant"] * 3 + ["user"]
+    n_worked = (len(messages) - 2) // 2
+    assert [m.role for m in messages] == ["system"] + ["user", "assistant"] * n_worked + ["user"] and n_worked >= 2
     assert messages[:-1] == other[:-1]
     if task.startswith("score"):
         assert messages[-1].content.index("Description:") < messages[-1].content.index("Text 1:")
