@@ -114,6 +114,8 @@ class Prompts:
                 self._fill(f"{task}/{name}.j2", {"explanation": ""})
         else:
             self._head(task)
+            if not (self.folder / task / "user.j2").exists():
+                raise InputError(f"{self.folder / task / 'user.j2'} is missing; add it or leave --prompts out")
 
     def request(self, task: str, context: Mapping[str, Any], sampling: Sampling | None = None) -> Request:
         """The question to a client; `context` goes along for a client that reads no messages."""
