@@ -64,14 +64,14 @@ class LatentExamples:
     """Windows of the score split in which it does not fire, matched one to one to `test` in length and position."""
     density: float
     """Share of the cached usable tokens on which it fires, both splits."""
-    hard: tuple[Example, ...] = ()
-    """Windows of the explain split that hold a token on which it fires elsewhere, and in which it is silent."""
-    n_unmatched: int = 0
-    """Activating windows left out of `test` because no non-activating one of the kind asked for is left for them."""
     train_weight: float = 1.0
     """Tokens of the explain split that each token of a train window stands for; its firing tokens then add up."""
     contrast_weight: float = 1.0
     """Tokens of the explain split that each token of a contrast window stands for; with `train`, all of them add up."""
+    hard: tuple[Example, ...] = ()
+    """Windows of the explain split that look like those in which it fires, and in which it is silent."""
+    n_unmatched: int = 0
+    """Activating windows left out of `test` because no non-activating one of the kind asked for is left for them."""
 
 
 @dataclass(frozen=True)
