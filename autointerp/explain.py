@@ -182,7 +182,7 @@ def _jobs(config: ExplainConfig, explainer: str, client: LLMClient, prompts: Pro
             "explainer_model": client.model,
             "n_latents": config.n_latents,
             "examples": plain(config.examples),
-            "sampling": plain(sampling_of(config.client)),
+            "sampling": sampling_of(config.client).settings,
             "prompts": prompts.digest(f"explain/{explainer}"),
         }
         yield Job(explanations_folder(config.run, dictionary, explainer, client.model), dictionary, cache, settings)

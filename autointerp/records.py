@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -83,6 +83,17 @@ class Sampling:
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int | None = None
+    top_logprobs: int = 0
+    """Most likely tokens, at each place of the answer, whose log probabilities are asked for; 0 asks for none."""
+    structured: bool = False
+    """Whether the server is told to hold the answer to the request's schema."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For a manifest; what asks nothing more of the server is left out."""
+        everything = vars(self)
+        extra = ("top_logprobs", "structured")
+        return {name: value for name, value in everything.items() if value or name not in extra}
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,8 @@ class Request:
     messages: tuple[Message, ...]
     context: Mapping[str, Any] = field(repr=False, default_factory=dict)
     sampling: Sampling = Sampling()
+    schema: Mapping[str, Any] | None = field(repr=False, default=None)
+    """JSON schema of the answer, which is sent where `sampling.structured` says that the server understands it."""
 
     def key(self, model: str) -> str:
         """sha256 of what is sent and to which model; the variables count where no message is sent."""
@@ -108,6 +121,10 @@ class Request:
         }
         if not self.messages:
             sent["context"] = self.context
+        if self.sampling.structured and self.schema is not None:
+            sent["schema"] = self.schema
+        if self.sampling.top_logprobs:
+            sent["top_logprobs"] = self.sampling.top_logprobs
         whole = json.dumps(sent, sort_keys=True, ensure_ascii=False, default=str)
         # Half of a character pair, as hand-made texts may hold it, has no encoding of its own.
         return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
@@ -121,21 +138,31 @@ class Usage:
     completion_tokens: int = 0
 
 
+class TokenLogprob(NamedTuple):
+    """A token of an answer with its log probability (natural), and the likeliest tokens at its place, it among them."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
 @dataclass(frozen=True)
 class Completion:
     """A client's answer.
 
     `scores` holds one number in [0, 1] per judged text where a client can give graded answers; then `text` is ignored.
-    `error` is a one-line reason where there is no answer.
+    `error` is a one-line reason where there is no answer. `stored` says that it came from the response store and has
+    cost nothing now; `usage` is what it cost when it was asked.
     """
 
     text: str
     model: str
     finish_reason: str = "stop"
     usage: Usage = Usage()
-    token_logprobs: tuple[tuple[str, float], ...] | None = None
+    token_logprobs: tuple[TokenLogprob, ...] | None = None
     scores: tuple[float, ...] | None = None
     error: str | None = None
+    stored: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

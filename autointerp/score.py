@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,17 @@ from autointerp.artifacts import (
     usage_of,
     write_scores,
 )
-from autointerp.clients import make_client, sampling_of
+from autointerp.clients import judge_samplings, make_client
 from autointerp.config import OFFLINE, ScoreConfig
 from autointerp.jobs import make_missing
 from autointerp.judging import ask_missing
 from autointerp.nulls import NULLS, RULES
 from autointerp.prompting import Prompts
-from autointerp.records import LLMClient, Scorer
+from autointerp.records import LLMClient, Sampling, Scorer
 from autointerp.scorers import SCORERS
 from autointerp.sources import Source, find_sources
 from autointerp.trials import Judging
-from sae.artifacts import Manifest, plain, read_manifest, writing
+from sae.artifacts import Manifest, read_manifest, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.runs import read_run
@@ -68,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     variant = read_run(config.run).get("variant")
     prompts = Prompts(config.prompts)
     client = make_client(config.client)
-    jobs = [job for source in find_sources(config) for job in _jobs(config, source, client, prompts, variant)]
+    sources = find_sources(config)
+    samplings = dict(
+        zip(config.scorers, judge_samplings(config.client, client, config.scorers, config.run), strict=True)
+    )
+    jobs = [job for source in sources for job in _jobs(config, source, client, prompts, samplings, variant)]
 
     def make(job: Job, earlier: Manifest | None) -> Manifest:
         return score_explanations(job, client, config, earlier)
@@ -95,7 +99,7 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
                 _adopt_replaced(job, journal)
             label = f"{job.settings['dictionary']} {job.scorer.name} {null}".strip()
             label += " (lexical predictability)" if client.model == OFFLINE else ""
-            questions = judging.questions(client.model, sampling_of(config.client))
+            questions = judging.questions(client.model, Sampling(**job.settings["sampling"]))
             ask_missing(questions, journal, client, config.client.concurrency, label, judging.total(journal))
         table = []
         with (writer.partial / JUDGEMENTS).open("w", encoding="utf-8") as stream:
@@ -147,7 +151,14 @@ def _counts(table: Sequence[Row], failed: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _jobs(config: ScoreConfig, source: Source, client: LLMClient, prompts: Prompts, variant: Any) -> Iterator[Job]:
+def _jobs(
+    config: ScoreConfig,
+    source: Source,
+    client: LLMClient,
+    prompts: Prompts,
+    samplings: Mapping[str, Sampling],
+    variant: Any,
+) -> Iterator[Job]:
     made, cached = source.manifest.config, source.cache.manifest.config
     own = {"variant": variant, "layer": cached.get("layer"), "seed": cached.get("seed")}
     for scorer, null in itertools.product(config.scorers, (REAL, *config.nulls)):
@@ -158,10 +169,10 @@ def _jobs(config: ScoreConfig, source: Source, client: LLMClient, prompts: Promp
             "scorer": scorer,
             "judge": client.model,
             "null": null,
-            "graded": client.graded and null not in RULES,
+            "graded": (client.graded or samplings[scorer].top_logprobs > 0) and null not in RULES,
             "examples": made["examples"],
             "examples_per_prompt": config.examples_per_prompt,
-            "sampling": plain(sampling_of(config.client)),
+            "sampling": samplings[scorer].settings,
             "prompts": prompts.digest(f"score/{scorer}"),
         }
         named = ("dictionary", "explainer", "explainer_model", "scorer", "judge", "null", "graded")

@@ -12,6 +12,7 @@ import numpy as np
 
 from autointerp.artifacts import Journal, Row
 from autointerp.examples import ExampleSampler
+from autointerp.grading import LISTS, graded, list_schema
 from autointerp.judging import Question
 from autointerp.nulls import RULES, SHUFFLED, other_of_like_density
 from autointerp.records import Completion, Explanation, Judgement, Sampling, Scorer, Trial
@@ -57,7 +58,9 @@ class Judging:
             trials = self._drawn(latent)
             self._n_trials[latent] = len(trials)
             for number, trial in enumerate(trials):
-                request = dataclasses.replace(trial.request, sampling=sampling)
+                listed = trial.request.task in LISTS
+                schema = list_schema(len(trial.y_true)) if listed else trial.request.schema
+                request = dataclasses.replace(trial.request, sampling=sampling, schema=schema)
                 yield Question((latent, number), request, self._reader(latent, trial, request.key(model)))
 
     def rows(self, latent: int, journal: Journal) -> list[Row]:
@@ -128,6 +131,8 @@ class Judging:
 
     def _reader(self, latent: int, trial: Trial, key: str) -> Callable[[Completion], list[Judgement]]:
         def rows(completion: Completion) -> list[Judgement]:
+            if trial.request.task in LISTS:
+                completion = graded(completion, len(trial.y_true))
             verdicts = self.scorer.parse(trial, completion)
             return [
                 Judgement(latent, self.scorer.name, example, truth, y_score, status, key)
