@@ -7,7 +7,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 
 from autointerp.artifacts import (
     EXPLANATIONS,
-    Journal,
     Row,
     explanations_folder,
     latent_caches,
@@ -29,9 +28,10 @@ from autointerp.config import ExplainConfig
 from autointerp.examples import ExampleSampler, sample_latents
 from autointerp.explainers import make_explainer
 from autointerp.jobs import make_missing
+from autointerp.journal import Journal
 from autointerp.judging import Question, ask_missing
 from autointerp.prompting import Prompts
-from autointerp.records import Completion, Explainer, Explanation, LLMClient, Sampling
+from autointerp.records import Completion, Explainer, Explanation, LLMClient, Sampling, Usage
 from sae.artifacts import Manifest, plain, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
@@ -96,11 +96,13 @@ def explain_dictionary(
     explaining.unexplained |= typed
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
-            journal.adopt([row for row in kept if row.request_key], 1, usage_of(earlier))
+            asked = [row for row in kept if row.request_key]
+            used = {row.latent: Usage(row.prompt_tokens, row.completion_tokens) for row in asked}
+            journal.adopt(asked, 1, usage_of(earlier), used)
         label = f"{job.dictionary} {explainer.name}"
         total = max(len(latents) - len(journal), 0)
-        asked = [latent for latent in latents if latent not in typed]
-        ask_missing(explaining.questions(asked), journal, client, config.client.concurrency, label, total)
+        questions = explaining.questions([latent for latent in latents if latent not in typed])
+        ask_missing(questions, journal, client, config.client.concurrency, label, total)
         everything = sorted({*latents, *typed})
         rows = [explaining.unexplained.get(latent) or journal.rows(latent, 0)[0] for latent in everything]
         write_rows(writer.partial / EXPLANATIONS, rows)
@@ -141,7 +143,9 @@ class _Explaining:
                 "refused": "the model would not answer",
                 "truncated": "the answer was cut off; raise --max-tokens",
             }
-            return [dataclasses.replace(blank, text=text, status=status, reason=reasons.get(status, ""))]
+            row = dataclasses.replace(blank, text=text, status=status, reason=reasons.get(status, ""))
+            used = completion.usage
+            return [replace(row, prompt_tokens=used.prompt_tokens, completion_tokens=used.completion_tokens)]
 
         return rows
 

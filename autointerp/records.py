@@ -177,6 +177,8 @@ class Explanation:
     request_key: str
     density: float
     reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,18 @@ import numpy as np
 from autointerp.artifacts import (
     JUDGEMENTS,
     SCORES,
-    Journal,
     Row,
     line,
     read_judgements,
     scores_folder,
+    usage_by_latent,
     usage_of,
     write_scores,
 )
 from autointerp.clients import judge_samplings, make_client
 from autointerp.config import OFFLINE, ScoreConfig
 from autointerp.jobs import make_missing
+from autointerp.journal import Journal
 from autointerp.judging import ask_missing
 from autointerp.nulls import NULLS, RULES
 from autointerp.prompting import Prompts
@@ -93,7 +94,8 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
     judging = Judging(job.scorer, source.sampler, source.explanations, null)
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
-            journal.adopt(read_judgements(job.folder), config.examples_per_prompt, usage_of(earlier))
+            by_latent = usage_by_latent(job.folder)
+            journal.adopt(read_judgements(job.folder), config.examples_per_prompt, usage_of(earlier), by_latent)
         if null not in RULES:
             if earlier is None and not journal.n_answers:
                 _adopt_replaced(job, journal)
@@ -106,7 +108,8 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
             for explanation in source.explanations:
                 rows = judging.rows(explanation.latent, journal)
                 stream.writelines(line(row) for row in rows)
-                table.append({**job.identity, **judging.summary(explanation, rows)})
+                used = judging.used(explanation.latent, journal)
+                table.append({**job.identity, **judging.summary(explanation, rows), **used})
         write_scores(writer.partial / SCORES, table)
         counts = {**_counts(table, judging.failed), **journal.costs()}
         return writer.finish(counts)
@@ -124,7 +127,8 @@ def _adopt_replaced(job: Job, journal: Journal) -> None:
             old.config.get(name) != job.settings[name] for name in same
         ):
             return
-        journal.adopt(read_judgements(job.folder), job.settings["examples_per_prompt"], usage_of(old))
+        used = usage_by_latent(job.folder)
+        journal.adopt(read_judgements(job.folder), job.settings["examples_per_prompt"], usage_of(old), used)
 
 
 def result_line(folder: Path, manifest: Manifest) -> str:

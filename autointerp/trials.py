@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from autointerp.artifacts import Journal, Row
+from autointerp.artifacts import Row
 from autointerp.examples import ExampleSampler
 from autointerp.grading import LISTS, graded, list_schema
+from autointerp.journal import Journal
 from autointerp.judging import Question
 from autointerp.nulls import RULES, SHUFFLED, other_of_like_density
 from autointerp.records import Completion, Explanation, Judgement, Sampling, Scorer, Trial
@@ -68,6 +69,16 @@ class Judging:
         if self.null in RULES:
             return self._ruled(latent)
         return [row for number in range(self._n_trials.get(latent, 0)) for row in journal.rows(latent, number)]
+
+    def used(self, latent: int, journal: Journal) -> Row:
+        """Requests about a latent, and the tokens of their answers and prompts."""
+        asked = range(0 if self.null in RULES else self._n_trials.get(latent, 0))
+        used = [journal.used(latent, number) for number in asked]
+        return {
+            "requests": len(used),
+            "prompt_tokens": sum(one.prompt_tokens for one in used),
+            "completion_tokens": sum(one.completion_tokens for one in used),
+        }
 
     def summary(self, explanation: Explanation, rows: Sequence[Row]) -> Row:
         """A latent's line of scores.csv; failures are counted and take no part in the metrics."""
