@@ -56,6 +56,8 @@ class ClientConfig:
     """File of answers paid for earlier; by default $AUTOINTERP_STORE, else one for all runs in the cache folder."""
     estimate: bool = False
     """Print requests, tokens and cost, and send nothing."""
+    batch: bool = False
+    """Ask through OpenAI's Batch API: half the price, an answer within a day; a killed command goes on waiting."""
     budget: Annotated[str | None, tyro.conf.arg(metavar="DOLLARS|TOKENStok")] = None
     """The most that this command may spend: dollars (5) or tokens (2000000tok); all answers are kept."""
     prices: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from autointerp.artifacts import (
 )
 from autointerp.clients import make_client, sampling_of
 from autointerp.config import ExplainConfig
+from autointerp.estimate import estimate_jobs
 from autointerp.examples import ExampleSampler, sample_latents
 from autointerp.explainers import make_explainer
 from autointerp.jobs import make_missing
@@ -66,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     explainer = make_explainer(config.explainer, config.client.client, prompts)
     client = make_client(config.client)
     jobs = list(_jobs(config, explainer.name, client, prompts))
+    if config.client.estimate:
+        for text in estimate_jobs(
+            jobs, KIND, config.overwrite, client, config.client, partial(_asked, config, explainer)
+        ):
+            print(text)
+        return
 
     def make(job: Job, earlier: Manifest | None) -> Manifest:
         return explain_dictionary(job, explainer, client, config, earlier)
@@ -109,6 +117,14 @@ def explain_dictionary(
         written = read_explanations(writer.partial, job.cache.n_latents)
         counts = {**_counts(written), **journal.costs(), "rows_digest": rows_digest(written)}
         return writer.finish(counts)
+
+
+def _asked(config: ExplainConfig, explainer: Explainer, job: Job) -> Iterator[Question]:
+    """The questions of one dictionary."""
+    sampler = ExampleSampler(job.cache, config.examples)
+    latents = sample_latents(job.cache, config.n_latents, config.examples.seed)
+    model, sampling = job.settings["explainer_model"], sampling_of(config.client)
+    return _Explaining(explainer, model, sampler, sampling).questions(latents)
 
 
 class _Explaining:

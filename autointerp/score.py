@@ -26,9 +26,10 @@ from autointerp.artifacts import (
 )
 from autointerp.clients import judge_samplings, make_client
 from autointerp.config import OFFLINE, ScoreConfig
+from autointerp.estimate import estimate_jobs
 from autointerp.jobs import make_missing
 from autointerp.journal import Journal
-from autointerp.judging import ask_missing
+from autointerp.judging import Question, ask_missing
 from autointerp.nulls import NULLS, RULES
 from autointerp.prompting import Prompts
 from autointerp.records import LLMClient, Sampling, Scorer
@@ -75,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     jobs = [job for source in sources for job in _jobs(config, source, client, prompts, samplings, variant)]
 
+    if config.client.estimate:
+        for text in estimate_jobs(jobs, KIND, config.overwrite, client, config.client, _asked):
+            print(text)
+        return
+
     def make(job: Job, earlier: Manifest | None) -> Manifest:
         return score_explanations(job, client, config, earlier)
 
@@ -113,6 +119,12 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
         write_scores(writer.partial / SCORES, table)
         counts = {**_counts(table, judging.failed), **journal.costs()}
         return writer.finish(counts)
+
+
+def _asked(job: Job) -> Iterator[Question]:
+    """The questions of one job."""
+    judging = Judging(job.scorer, job.source.sampler, job.source.explanations, job.settings["null"])
+    return judging.questions(job.settings["judge"], Sampling(**job.settings["sampling"]))
 
 
 def _adopt_replaced(job: Job, journal: Journal) -> None:

@@ -94,16 +94,16 @@ class ResponseStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             # In autocommit mode each statement is a transaction: what was stored survives a kill.
             self._base = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
-            # Answers under keys could hold anything from a corpus; only the owner reads them.
+            (found,) = self._base.execute("PRAGMA user_version").fetchone()
+            (tables,) = self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if found != FORMAT and (found or tables):
+                raise InputError(f"--store {path} is no response store of this version; name another file")
+            # Questions hold texts of a corpus that may not be public.
             with contextlib.suppress(OSError):
                 path.chmod(0o600)
             self._base.execute("PRAGMA journal_mode = WAL")
             # Without a flush to the disk at every answer: a kill loses nothing, a power cut the last ones.
             self._base.execute("PRAGMA synchronous = NORMAL")
-            (found,) = self._base.execute("PRAGMA user_version").fetchone()
-            (tables,) = self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if found != FORMAT and (found or tables):
-                raise InputError(f"--store {path} is no response store of this version; name another file")
             if not found:
                 self._base.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
         except (sqlite3.Error, OSError) as error:

@@ -11,8 +11,8 @@ from autointerp.store import prompt_characters
 from sae.errors import InputError
 
 LOG = logging.getLogger(__name__)
-CHARACTERS_A_TOKEN = 4.0
-"""Of English prose in today's vocabularies; of code and names fewer."""
+CHARACTERS_A_TOKEN = 3.6
+"""About as many as our prompts have (autointerp.estimate)."""
 CAUTION = 2.0
 """Until the server has counted a prompt, it may have so many times more tokens than that."""
 MARGIN = 1.2
@@ -83,7 +83,7 @@ class MeteredClient:
         characters, usage = prompt_characters(request), completion.usage
         if not usage.prompt_tokens:
             if not self.n_answers:
-                LOG.warning("the server does not say how many tokens it took; the budget counts 4 characters as one")
+                LOG.warning("the server does not say how many tokens it took; the budget counts 3.6 characters as one")
             guess = (characters / CHARACTERS_A_TOKEN, len(completion.text) / CHARACTERS_A_TOKEN)
             usage = Usage(int(guess[0]) + 1, int(guess[1]) + 1)
         ratio = MARGIN * usage.prompt_tokens / max(characters, 1)

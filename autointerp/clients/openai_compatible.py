@@ -76,7 +76,7 @@ class OpenAIClient:
         if base_url and not re.match(r"https?://[^/\s]+", base_url):
             raise InputError(f"--base-url {base_url} is no address; expected something like http://127.0.0.1:8000/v1")
         key = os.environ.get("OPENAI_API_KEY", "").strip()
-        if not key and not base_url:
+        if not key and not base_url and not config.estimate:
             raise InputError("no key for OpenAI: set OPENAI_API_KEY, or name a server of your own by --base-url")
         # The library would quote such a key, line break and all, in the error of every request.
         if not (key.isascii() and key.isprintable()):
