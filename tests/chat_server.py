@@ -77,6 +77,8 @@ class ChatServer:
         self.word = word
         self.delay = delay
         self.able = able
+        self.prompt_tokens = 10
+        self.secret = "sk-secret"
         self.sentence = f"The word {word.strip()!r}."
         self.bodies: list[dict[str, Any]] = []
         self.probes: list[dict[str, Any]] = []
@@ -123,14 +125,14 @@ class ChatServer:
             return 429, {"error": {"message": "you exceeded your quota", "code": "insufficient_quota"}}
         errors = {
             "failing": (500, "broken"),
-            "unauthorised": (401, "wrong key sk-secret"),
+            "unauthorised": (401, f"wrong key {self.secret}"),
             "unknown": (404, "no model"),
         }
         if self.mode in errors:
             status, message = errors[self.mode]
             return status, {"error": {"message": message}}
         if self.mode == "hidden":
-            return 200, {"error": {"message": "no credit left for sk-secret"}}
+            return 200, {"error": {"message": f"no credit left for {self.secret}"}}
         text, reason, refusal = self.answer(body), "stop", None
         if self.mode == "malformed":
             text = MALFORMED[number % len(MALFORMED)]
@@ -147,7 +149,8 @@ class ChatServer:
         answer = {"choices": [choice]}
         if self.mode == "bare":
             return 200, answer
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+        n = self.prompt_tokens
+        usage = {"prompt_tokens": n, "completion_tokens": 2, "total_tokens": n + 2}
         rest = {"id": "c1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage}
         return 200, answer | rest
 

@@ -90,7 +90,10 @@ def asked(n: int) -> list[Request]:
     return [Request("t", (Message("user", f"{i:0100d}"),), sampling=Sampling(max_tokens=100)) for i in range(n)]
 
 
-def spend(budget: Budget, n: int, concurrency: int, usage: Usage = Usage(25, 10)) -> tuple[Server, dict[int, Completion]]:
+USUAL = Usage(25, 10)
+
+
+def spend(budget: Budget, n: int, concurrency: int, usage: Usage = USUAL) -> tuple[Server, dict[int, Completion]]:
     server, found = Server(lambda _: Completion("yes", "m", usage=usage)), {}
     client = MeteredClient(server, budget)
     try:
@@ -121,7 +124,7 @@ def test_a_budget_that_reaches_changes_nothing() -> None:
 
 
 def test_a_server_that_counts_nothing_is_counted_for(caplog: pytest.LogCaptureFixture) -> None:
-    server, found = spend(Budget(1000, "tokens"), 100, 4, Usage())
+    _, found = spend(Budget(1000, "tokens"), 100, 4, Usage())
     assert 20 < len(found) < 40 and "does not say how many tokens" in caplog.text and len(caplog.records) == 1
 
 

@@ -20,7 +20,7 @@ def make_client(config: ClientConfig) -> LLMClient:
     """
     if config.concurrency < 1 or config.max_tokens < 1 or config.max_retries < 0 or config.timeout <= 0:
         raise InputError("--concurrency, --max-tokens and --timeout must be above zero and --max-retries not below it")
-    asked = {"--store": config.store, "--budget": config.budget, "--prices": config.prices}
+    asked: dict[str, object] = {"--store": config.store, "--budget": config.budget, "--prices": config.prices}
     asked |= {"--estimate": config.estimate, "--batch": config.batch}
     if not 0 <= config.temperature <= 2:
         raise InputError(f"--temperature must be from 0 to 2, found {config.temperature}")

@@ -44,6 +44,8 @@ class Abilities:
     """Alternatives at each place of the answer that it gives log probabilities of."""
     structured: bool
     """Whether it holds answers to a JSON schema."""
+    probed: bool = True
+    """Whether the server has said so; else a probe had failed."""
 
 
 def judge_sampling(config: ClientConfig, client: LLMClient, scorer: str, run: Path) -> Sampling:
@@ -83,8 +85,8 @@ def known_abilities(
     noted = _noted(path)
     remembered = noted.get(name) or (store.abilities(server.address, server.model) if store else None)
     try:
-        abilities = Abilities(int(remembered["top_logprobs"]), bool(remembered["structured"])) if remembered else None
-    except (KeyError, TypeError, ValueError):
+        abilities = Abilities(**remembered) if remembered else None
+    except TypeError:
         abilities = None
     if abilities is None and not ask:
         return Abilities(0, False)
@@ -94,13 +96,13 @@ def known_abilities(
         except _Unknown as failure:
             # The same settings must hold when the command is run again, or its answers would not fit together.
             LOG.warning("%s could not be probed (%s); %s keeps to plain text, see %s", name, failure, run, path)
-            abilities, store = Abilities(0, False), None
+            abilities = Abilities(0, False, probed=False)
         able = [f"top {abilities.top_logprobs} log probabilities"] if abilities.top_logprobs else []
         able += ["JSON schemas"] if abilities.structured else []
         LOG.info("%s: %s", name, " and ".join(able) or "neither log probabilities nor JSON schemas")
     if name not in noted:
         write_json(path, noted | {name: vars(abilities)})
-    if store:
+    if store and abilities.probed:
         store.set_abilities(server.address, server.model, vars(abilities))
     return abilities
 
