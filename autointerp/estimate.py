@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from autointerp.clients.cached import CachedClient
 from autointerp.config import ClientConfig
 from autointerp.jobs import J
 from autointerp.journal import asked_keys
@@ -121,7 +120,7 @@ def estimate_jobs(
         InputError: something stands in the way of a job, or the table of prices cannot be read.
     """
     batch = config.batch
-    store = client.store if isinstance(client, CachedClient) else None
+    store: ResponseStore | None = getattr(client, "store", None)
     estimate = Estimate(client.model, price_of(client.model, config.prices, batch), store, batch)
     for job in jobs:
         if completed(job.folder, kind, job.settings, job.parents, overwrite) is None:

@@ -38,7 +38,10 @@ def ask_missing(
     label: str,
     total: int | None = None,
 ) -> None:
-    """Ask the questions that the journal has no answer to, and write each answer into it at once."""
+    """Ask the questions that the journal has no answer to, and write each answer into it at once.
+
+    A client that takes many at a time (`answer_batches`) gets all of them and the journal's folder, for its own notes.
+    """
     waiting: dict[int, tuple[Question, str]] = {}
 
     def missing() -> Iterator[Request]:
@@ -54,8 +57,12 @@ def ask_missing(
         journal.add(question.slot, key, question.rows(completion), completion.usage)
 
     async def run() -> None:
+        in_batches = getattr(client, "answer_batches", None)
         try:
-            await answer_all(missing(), client, concurrency, keep, label, total)
+            if in_batches is not None:
+                await in_batches(missing(), keep, journal.path.parent, label)
+            else:
+                await answer_all(missing(), client, concurrency, keep, label, total)
         finally:
             await client.close()
 

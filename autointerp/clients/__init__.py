@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autointerp.clients.cached import CachedClient
 from autointerp.config import OFFLINE, ClientConfig
@@ -10,6 +11,9 @@ from autointerp.prices import budget_of, price_of
 from autointerp.records import LLMClient, Sampling
 from autointerp.store import open_store
 from sae.errors import InputError
+
+if TYPE_CHECKING:
+    from autointerp.clients.openai_compatible import OpenAIClient
 
 
 def make_client(config: ClientConfig) -> LLMClient:
@@ -42,19 +46,25 @@ def make_client(config: ClientConfig) -> LLMClient:
     return guarded(OpenAIClient.from_config(config), config)
 
 
-def guarded(client: LLMClient, config: ClientConfig) -> LLMClient:
+def guarded(server: OpenAIClient, config: ClientConfig) -> LLMClient:
     """The client behind the response store, and before that the budget, which answers from the store do not touch.
 
     Raises:
         InputError: the store cannot be used, or the budget cannot be held.
     """
+    client: LLMClient = server
+    meter = None
     if config.budget is not None:
         from autointerp.clients.metered import MeteredClient
 
-        client = MeteredClient(client, budget_of(config.budget, client.model, price_of(client.model, config.prices)))
-    if (store := open_store(config.store)) is not None:
-        client = CachedClient(client, store)
-    return client
+        price = price_of(server.model, config.prices, config.batch)
+        client = meter = MeteredClient(server, budget_of(config.budget, server.model, price))
+    store = open_store(config.store)
+    if config.batch:
+        from autointerp.clients.batch import BatchClient
+
+        return BatchClient(server, store, meter)
+    return client if store is None else CachedClient(client, store)
 
 
 def judge_samplings(config: ClientConfig, client: LLMClient, scorers: tuple[str, ...], run: Path) -> list[Sampling]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 from autointerp.prices import Budget
 from autointerp.records import Completion, LLMClient, Request, Usage
@@ -58,7 +59,7 @@ class MeteredClient:
         self._in_flight += 1
         try:
             completion = await self.client.complete(request)
-            self._count(request, completion)
+            self.count(request, completion)
         finally:
             self._reserved -= bound
             self._in_flight -= 1
@@ -77,7 +78,24 @@ class MeteredClient:
         """Release connections; what was spent stays counted for the next job."""
         await self.client.close()
 
-    def _count(self, request: Request, completion: Completion) -> None:
+    def afford(self, requests: Iterable[Request], reserved: float) -> float:
+        """The most that all of these may cost together, beside what is reserved for others.
+
+        Raises:
+            InputError: the budget might not reach for them.
+        """
+        bound = sum(map(self.bound, requests))
+        if self.spent + reserved + bound > self.budget.amount:
+            shown = self.budget.shown
+            raise InputError(
+                f"--budget of {shown(self.budget.amount)} might not reach: {shown(self.spent)} are spent, and this batch "
+                f"may cost {shown(reserved + bound)} if all answers are as long as they may be; raise it, or lower "
+                "--max-tokens"
+            )
+        return bound
+
+    def count(self, request: Request, completion: Completion) -> None:
+        """Add what an answer has cost to what was spent."""
         if completion.error is not None:
             return
         characters, usage = prompt_characters(request), completion.usage

@@ -184,13 +184,14 @@ class OpenAIClient:
                 # types, which would take three times as long as the rest.
                 answer = await self.connection.post("/chat/completions", cast_to=object, body=body)
         except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError, RecursionError) as error:
-            return self._failure(error)
+            return self.failure(error)
         try:
             return self.completion(answer)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return Failure("error", self.no_completion(answer))
 
-    def _failure(self, error: Exception) -> Failure:
+    def failure(self, error: Exception) -> Failure:
+        """What an exception of the library means."""
         cause: BaseException = error.__cause__ or error
         if isinstance(error, (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException)):
             # A connection that is never made means another thing than an answer that takes long.

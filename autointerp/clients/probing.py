@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.clients import sampling_of
-from autointerp.clients.cached import CachedClient
 from autointerp.clients.openai_compatible import OpenAIClient
 from autointerp.config import ClientConfig
 from autointerp.grading import LISTS, TOP
@@ -59,7 +58,7 @@ def judge_sampling(config: ClientConfig, client: LLMClient, scorer: str, run: Pa
     plain, server = sampling_of(config), _server(client)
     if server is None or config.answers == "text" or f"score/{scorer}" not in LISTS:
         return plain
-    store = client.store if isinstance(client, CachedClient) else None
+    store: ResponseStore | None = getattr(client, "store", None)
     abilities = known_abilities(server, plain, run, store, ask=not config.estimate)
     for mode, able, sampling in (
         ("graded", abilities.top_logprobs > 0, dataclasses.replace(plain, top_logprobs=TOP)),
