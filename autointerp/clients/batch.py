@@ -186,10 +186,8 @@ class BatchClient:
         for key in noted["keys"]:
             if key not in asked:
                 continue
-            missing = Completion(
-                "", self.model, "error", error=f"batch {noted['id']} ended without it ({batch.status})"
-            )
-            completion = found.get(key, missing)
+            reason = f"batch {noted['id']} ended without it ({batch.status})"
+            completion = found.get(key, Completion("", self.model, "error", error=reason))
             if self.store is not None:
                 self.store.add(key, asked[key].request, completion)
             if self._meter is not None:

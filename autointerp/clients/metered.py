@@ -88,9 +88,9 @@ class MeteredClient:
         if self.spent + reserved + bound > self.budget.amount:
             shown = self.budget.shown
             raise InputError(
-                f"--budget of {shown(self.budget.amount)} might not reach: {shown(self.spent)} are spent, and this batch "
-                f"may cost {shown(reserved + bound)} if all answers are as long as they may be; raise it, or lower "
-                "--max-tokens"
+                f"--budget of {shown(self.budget.amount)} might not reach: {shown(self.spent)} are spent, and this "
+                f"batch may cost {shown(reserved + bound)} if all answers are as long as they may be; raise it, or "
+                "lower --max-tokens"
             )
         return bound
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import openai
 
+from autointerp.clients.connections import http_client
 from autointerp.clients.pacing import Pace, backoff, retry_after
 from autointerp.config import ClientConfig
 from autointerp.prompting import quoted
@@ -94,7 +95,11 @@ class OpenAIClient:
         """Made at the first use and not before, because its connections belong to the running event loop."""
         if self._connection is None:
             self._connection = openai.AsyncOpenAI(
-                api_key=self._key, base_url=self.base_url, max_retries=0, timeout=self.timeout
+                api_key=self._key,
+                base_url=self.base_url,
+                max_retries=0,
+                timeout=self.timeout,
+                http_client=http_client(self.timeout),
             )
         return self._connection
 
