@@ -48,15 +48,27 @@ class ClientConfig:
     base_url: str | None = None
     """Address of a compatible server, e.g. http://127.0.0.1:8000/v1; by default OpenAI's own."""
     concurrency: int = 16
-    """Requests in flight at a time."""
+    """Most requests in flight at a time; fewer while the server says that it is too many."""
     max_tokens: int = 512
     """Longest answer, in tokens; raise it for a model that thinks aloud."""
     temperature: float = 0.0
     """Sampling temperature."""
     max_retries: int = 5
-    """Further attempts after a rate limit, a time-out or a server error, with growing pauses."""
+    """Further attempts after a time-out or a server error, with growing pauses; 0: none after a rate limit either."""
     timeout: float = 600.0
-    """Seconds to wait for one answer."""
+    """Seconds to wait for one answer, and the longest that a rate limit may hold up one request."""
+    answers: Literal["auto", "graded", "structured", "text"] = "auto"
+    """How a judge answers: graded by log probabilities, held to a JSON schema, plain text, or the first that works."""
+    store: Annotated[str | None, tyro.conf.arg(metavar="PATH|none")] = None
+    """File of answers paid for earlier; by default $AUTOINTERP_STORE, else one for all runs in the cache folder."""
+    estimate: bool = False
+    """Print requests, tokens and cost, and send nothing."""
+    batch: bool = False
+    """Ask through OpenAI's Batch API: half the price, an answer within a day; a killed command goes on waiting."""
+    budget: Annotated[str | None, tyro.conf.arg(metavar="DOLLARS|TOKENStok")] = None
+    """The most that this command may spend: dollars (5) or tokens (2000000tok); all answers are kept."""
+    prices: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Table of prices to use instead of the built-in one, autointerp/prices.toml."""
 
 
 @dataclass(frozen=True)

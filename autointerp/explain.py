@@ -8,7 +8,8 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 
 from autointerp.artifacts import (
     EXPLANATIONS,
-    Journal,
     Row,
     explanations_folder,
     latent_caches,
@@ -29,15 +29,27 @@ from autointerp.artifacts import (
 from autointerp.clients import make_client, sampling_of
 from autointerp.config import OFFLINE, ExplainConfig
 from autointerp.delphi import delphi_examples, make_sampler
+from autointerp.estimate import estimate_jobs
 from autointerp.examples import ExampleSampler, sample_latents
 from autointerp.explainers import make_explainer
 from autointerp.jobs import make_missing
+from autointerp.journal import Journal
 from autointerp.judging import Question, ask_missing
 from autointerp.negatives import hard_windows
 from autointerp.prompting import Prompts
 from autointerp.reasking import again, asked_again
-from autointerp.records import ANSWERED, FAILED, Completion, Explainer, Explanation, LLMClient, Request, Sampling
-from sae.artifacts import Manifest, plain, writing
+from autointerp.records import (
+    ANSWERED,
+    FAILED,
+    Completion,
+    Explainer,
+    Explanation,
+    LLMClient,
+    Request,
+    Sampling,
+    Usage,
+)
+from sae.artifacts import Manifest, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.latents import LatentCache
@@ -73,6 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     explainer = make_explainer(config.explainer, config.client.client, prompts, config.examples.protocol)
     client = make_client(config.client)
     jobs = list(_jobs(config, explainer.name, client, prompts))
+    if config.client.estimate:
+        for text in estimate_jobs(
+            jobs, KIND, config.overwrite, client, config.client, partial(_asked, config, explainer)
+        ):
+            print(text)
+        return
 
     def make(job: Job, earlier: Manifest | None) -> Manifest:
         return explain_dictionary(job, explainer, client, config, earlier)
@@ -103,13 +121,15 @@ def explain_dictionary(
     explaining.unexplained |= typed
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
-            journal.adopt([row for row in kept if row.request_key], 1, usage_of(earlier))
+            asked = [row for row in kept if row.request_key]
+            used = {row.latent: Usage(row.prompt_tokens, row.completion_tokens) for row in asked}
+            journal.adopt(asked, 1, usage_of(earlier), used)
         label = f"{job.dictionary} {explainer.name}"
         total = max(len(latents) - len(journal), 0)
-        asked = [latent for latent in latents if latent not in typed]
-        ask_missing(explaining.questions(asked), journal, client, config.client.concurrency, label, total)
+        wanted = [latent for latent in latents if latent not in typed]
+        ask_missing(explaining.questions(wanted), journal, client, config.client.concurrency, label, total)
         if config.reask:
-            second = explaining.second_questions(asked, journal)
+            second = explaining.second_questions(wanted, journal)
             for first in second:
                 again_label = f"{label} (again)"
                 ask_missing(itertools.chain([first], second), journal, client, config.client.concurrency, again_label)
@@ -119,6 +139,14 @@ def explain_dictionary(
         written = read_explanations(writer.partial, job.cache.n_latents)
         counts = {**_counts(written), **journal.costs(), "rows_digest": rows_digest(written)}
         return writer.finish(counts)
+
+
+def _asked(config: ExplainConfig, explainer: Explainer, job: Job) -> Iterator[Question]:
+    """The questions of one dictionary."""
+    sampler = make_sampler(job.cache, config.examples)
+    latents = sample_latents(job.cache, config.n_latents, config.examples.seed)
+    model, sampling = job.settings["explainer_model"], sampling_of(config.client)
+    return _Explaining(explainer, model, sampler, sampling).questions(latents)
 
 
 class _Explaining:
@@ -172,7 +200,11 @@ class _Explaining:
     def _reader(self, blank: Explanation) -> Callable[[Completion], list[Explanation]]:
         def rows(completion: Completion) -> list[Explanation]:
             text, status, reason = self.explainer.parse(completion)
-            return [dataclasses.replace(blank, text=text, status=status, reason=reason)]
+            row = replace(blank, text=text, status=status, reason=reason)
+            # A second request costs what it costs beside the first.
+            prompt = blank.prompt_tokens + completion.usage.prompt_tokens
+            answer = blank.completion_tokens + completion.usage.completion_tokens
+            return [replace(row, prompt_tokens=prompt, completion_tokens=answer)]
 
         return rows
 
@@ -216,7 +248,7 @@ def _jobs(config: ExplainConfig, explainer: str, client: LLMClient, prompts: Pro
             "explainer_model": client.model,
             "n_latents": config.n_latents,
             "examples": config.examples.settings,
-            "sampling": plain(sampling_of(config.client)),
+            "sampling": sampling_of(config.client).settings,
             "prompts": prompts.digest(f"explain/{explainer}"),
         } | ({} if client.model == OFFLINE else {"reask": config.reask})
         yield Job(explanations_folder(config.run, dictionary, explainer, client.model), dictionary, cache, settings)

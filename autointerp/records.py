@@ -89,6 +89,17 @@ class Sampling:
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int | None = None
+    top_logprobs: int = 0
+    """Most likely tokens, at each place of the answer, whose log probabilities are asked for; 0 asks for none."""
+    structured: bool = False
+    """Whether the server is told to hold the answer to the request's schema."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For a manifest; what asks nothing more of the server is left out."""
+        everything = vars(self)
+        extra = ("top_logprobs", "structured")
+        return {name: value for name, value in everything.items() if value or name not in extra}
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,8 @@ class Request:
     messages: tuple[Message, ...]
     context: Mapping[str, Any] = field(repr=False, default_factory=dict)
     sampling: Sampling = Sampling()
+    schema: Mapping[str, Any] | None = field(repr=False, default=None)
+    """JSON schema of the answer, which is sent where `sampling.structured` says that the server understands it."""
 
     def key(self, model: str) -> str:
         """sha256 of what is sent and to which model; the variables count where no message is sent."""
@@ -114,6 +127,10 @@ class Request:
         }
         if not self.messages:
             sent["context"] = self.context
+        if self.sampling.structured and self.schema is not None:
+            sent["schema"] = self.schema
+        if self.sampling.top_logprobs:
+            sent["top_logprobs"] = self.sampling.top_logprobs
         whole = json.dumps(sent, sort_keys=True, ensure_ascii=False, default=str)
         # Half of a character pair, as hand-made texts may hold it, has no encoding of its own.
         return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
@@ -140,7 +157,8 @@ class Completion:
     """A client's answer.
 
     `scores` holds one number in [0, 1] per judged text where a client can give graded answers; then `text` is ignored.
-    `error` is a one-line reason where there is no answer.
+    `error` is a one-line reason where there is no answer. `stored` says that it came from the response store and has
+    cost nothing now; `usage` is what it cost when it was asked.
     """
 
     text: str
@@ -155,6 +173,7 @@ class Completion:
     echoed: tuple[tuple[tuple[str, float | None], ...], ...] | None = None
     """Tokens of each prompt of `context["prompts"]` with their log probabilities (the first token has none), from a
     client that `can` "echo"."""
+    stored: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -173,6 +192,8 @@ class Explanation:
     """Key of the first request, where its answer could not be read and the question was put a second time."""
     earlier_fault: str = ""
     """What was wrong with that answer."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,28 @@ import numpy as np
 from autointerp.artifacts import (
     JUDGEMENTS,
     SCORES,
-    Journal,
     Row,
     line,
     read_judgements,
     scores_folder,
+    usage_by_latent,
     usage_of,
     write_scores,
 )
-from autointerp.clients import make_client, sampling_of
+from autointerp.clients import judge_samplings, make_client
 from autointerp.config import OFFLINE, ScoreConfig
+from autointerp.estimate import estimate_jobs
 from autointerp.examples import ExampleSampler
 from autointerp.jobs import make_missing
-from autointerp.judging import ask_missing
+from autointerp.journal import Journal
+from autointerp.judging import Question, ask_missing
 from autointerp.nulls import RULES
 from autointerp.prompting import Prompts
 from autointerp.protocols import Judges, resolved, sampler_of, scorer_of, sources_of
-from autointerp.records import Atom, LLMClient, Scorer
+from autointerp.records import Atom, LLMClient, Sampling, Scorer
 from autointerp.sources import Source
 from autointerp.trials import Judging
-from sae.artifacts import Manifest, plain, read_manifest, writing
+from sae.artifacts import Manifest, read_manifest, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.runs import read_run
@@ -68,8 +70,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(ScoreConfig, argv, "python -m autointerp.score")
     config = resolved(config)
     variant = read_run(config.run).get("variant")
-    judges = Judges.of(config, make_client(config.client))
-    jobs = [job for source in sources_of(config) for job in _jobs(config, source, judges, variant)]
+    client = make_client(config.client)
+    judges, sources = Judges.of(config, client), sources_of(config)
+    samplings = dict(
+        zip(config.scorers, judge_samplings(config.client, client, config.scorers, config.run), strict=True)
+    )
+    jobs = [job for source in sources for job in _jobs(config, source, judges, samplings, variant)]
+
+    if config.client.estimate:
+        asked = [job for job in jobs if job.client is client]
+        for text in estimate_jobs(asked, KIND, config.overwrite, client, config.client, _asked):
+            print(text)
+        return
 
     def make(job: Job, earlier: Manifest | None) -> Manifest:
         return score_explanations(job, job.client, config, earlier)
@@ -90,16 +102,17 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
     judging = Judging(job.scorer, job.sampler, source.explanations, null)
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
-            journal.adopt(read_judgements(job.folder), job.scorer.per_request, usage_of(earlier))
+            by_latent = usage_by_latent(job.folder)
+            journal.adopt(read_judgements(job.folder), job.scorer.per_request, usage_of(earlier), by_latent)
         if null not in RULES:
             if earlier is None and not journal.n_answers:
                 _adopt_replaced(job, journal)
             label = f"{job.settings['dictionary']} {job.scorer.name} {null}".strip()
             label += " (lexical predictability)" if client.model == OFFLINE else ""
-            questions = judging.questions(client.model, sampling_of(config.client))
+            questions = judging.questions(client.model, Sampling(**job.settings["sampling"]))
             ask_missing(questions, journal, client, config.client.concurrency, label, judging.total(journal))
             if config.reask:
-                second = judging.second_questions(client.model, sampling_of(config.client), journal)
+                second = judging.second_questions(client.model, Sampling(**job.settings["sampling"]), journal)
                 for first in second:
                     asked = itertools.chain([first], second)
                     ask_missing(asked, journal, client, config.client.concurrency, f"{label} (again)")
@@ -108,11 +121,18 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
             for explanation in source.explanations:
                 rows = judging.rows(explanation.latent, journal)
                 stream.writelines(line(row) for row in rows)
-                table.append({**job.identity, **judging.summary(explanation, rows)})
+                used = judging.used(explanation.latent, journal)
+                table.append({**job.identity, **judging.summary(explanation, rows), **used})
         write_scores(writer.partial / SCORES, table)
         counts = {**_counts(table, job.scorer.atom), "failed": dict(sorted(judging.failed.items()))}
         counts |= {**judging.counts, **journal.costs()}
         return writer.finish(counts)
+
+
+def _asked(job: Job) -> Iterator[Question]:
+    """The questions of one job."""
+    judging = Judging(job.scorer, job.sampler, job.source.explanations, job.settings["null"])
+    return judging.questions(job.settings["judge"], Sampling(**job.settings["sampling"]))
 
 
 def _adopt_replaced(job: Job, journal: Journal) -> None:
@@ -127,7 +147,8 @@ def _adopt_replaced(job: Job, journal: Journal) -> None:
             old.config.get(name) != job.settings[name] for name in same
         ):
             return
-        journal.adopt(read_judgements(job.folder), job.scorer.per_request, usage_of(old))
+        used = usage_by_latent(job.folder)
+        journal.adopt(read_judgements(job.folder), job.scorer.per_request, usage_of(old), used)
 
 
 def result_line(folder: Path, manifest: Manifest) -> str:
@@ -169,7 +190,9 @@ def _counts(table: Sequence[Row], atom: Atom) -> dict[str, Any]:
     }
 
 
-def _jobs(config: ScoreConfig, source: Source, judges: Judges, variant: Any) -> Iterator[Job]:
+def _jobs(
+    config: ScoreConfig, source: Source, judges: Judges, samplings: Mapping[str, Sampling], variant: Any
+) -> Iterator[Job]:
     made, cached = source.manifest.config, source.cache.manifest.config
     own = {"variant": variant, "layer": cached.get("layer"), "seed": cached.get("seed")}
     prompts, sampler = Prompts(config.prompts), sampler_of(source, config, judges)
@@ -183,10 +206,10 @@ def _jobs(config: ScoreConfig, source: Source, judges: Judges, variant: Any) -> 
             "scorer": scorer.name,
             "judge": client.model,
             "null": null,
-            "graded": client.graded and null not in RULES,
+            "graded": (client.graded or samplings[name].top_logprobs > 0) and null not in RULES,
             "examples": made["examples"],
             "examples_per_prompt": config.examples_per_prompt,
-            "sampling": plain(sampling_of(config.client)),
+            "sampling": samplings[name].settings,
             "prompts": prompts.digest(f"score/{name}"),
         } | ({} if client.model == OFFLINE else {"reask": config.reask})
         named = ("dictionary", "explainer", "explainer_model", "scorer", "judge", "null", "graded")

@@ -10,12 +10,24 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from autointerp.artifacts import Journal, Row, plain_row
+from autointerp.artifacts import Row, plain_row
 from autointerp.examples import ExampleSampler
+from autointerp.grading import LISTS, graded, list_schema, without_object
+from autointerp.journal import Journal
 from autointerp.judging import Question
 from autointerp.nulls import RULES, SHUFFLED, other_of_like_density, token_pairs
 from autointerp.reasking import again, asked_again
-from autointerp.records import ANSWERED, FAILED, Completion, Explanation, Judgement, Sampling, Scorer, Trial, Verdict
+from autointerp.records import (
+    ANSWERED,
+    FAILED,
+    Completion,
+    Explanation,
+    Judgement,
+    Sampling,
+    Scorer,
+    Trial,
+    Verdict,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -60,8 +72,8 @@ class Judging:
             trials = self._drawn(latent)
             self._n_trials[latent] = len(trials)
             for number, trial in enumerate(trials):
-                request = dataclasses.replace(trial.request, sampling=sampling)
-                yield Question((latent, number), request, self._reader(latent, trial, request.key(model)))
+                asked = _asked_as(trial, sampling)
+                yield Question((latent, number), asked.request, self._reader(latent, asked, asked.request.key(model)))
 
     def second_questions(self, model: str, sampling: Sampling, journal: Journal) -> Iterator[Question]:
         """Each question whose answer could not be read once more, saying what was wrong."""
@@ -70,12 +82,12 @@ class Judging:
             unread = {number: rows[0] for number, rows in first.items() if _unparseable(rows)}
             trials = self._drawn(latent) if unread else []
             for number, row in unread.items():
-                request = dataclasses.replace(trials[number].request, sampling=sampling)
-                if not request.messages:
+                asked = _asked_as(trials[number], sampling)
+                if not asked.request.messages:
                     continue
                 fault = row.get("reason", "")
-                request = asked_again(request, fault)
-                reader = self._reader(latent, trials[number], request.key(model), (row["request_key"], fault))
+                request = asked_again(asked.request, fault)
+                reader = self._reader(latent, asked, request.key(model), (row["request_key"], fault))
                 yield Question((latent, again(number)), request, reader)
 
     def rows(self, latent: int, journal: Journal) -> list[Row]:
@@ -89,6 +101,17 @@ class Judging:
                 rows = journal.rows(latent, again(number))
             found += rows
         return found
+
+    def used(self, latent: int, journal: Journal) -> Row:
+        """Requests about a latent, and the tokens of their answers and prompts."""
+        asked = range(0 if self.null in RULES else self._n_trials.get(latent, 0))
+        slots = [(latent, one) for number in asked for one in (number, again(number)) if (latent, one) in journal]
+        used = [journal.used(*slot) for slot in slots]
+        return {
+            "requests": len(used),
+            "prompt_tokens": sum(one.prompt_tokens for one in used),
+            "completion_tokens": sum(one.completion_tokens for one in used),
+        }
 
     def summary(self, explanation: Explanation, rows: Sequence[Row]) -> Row:
         """A latent's line of scores.csv; failures are counted and take no part in the metrics."""
@@ -186,12 +209,22 @@ class Judging:
             return Judgement(*about, verdict.y_score, verdict.status, key, verdict.reason, *earlier, pairs)
 
         def rows(completion: Completion) -> list[Judgement]:
+            if trial.request.task in LISTS:
+                held = trial.request.sampling.structured
+                completion = without_object(completion) if held else graded(completion, len(trial.y_true))
             verdicts = self.scorer.parse(trial, completion)
             if len(verdicts) != len(trial.y_true):
                 raise ValueError(f"{self.scorer.name} gave {len(verdicts)} verdicts on {len(trial.y_true)} texts")
             return [row(i, verdict) for i, verdict in enumerate(verdicts)]
 
         return rows
+
+
+def _asked_as(trial: Trial, sampling: Sampling) -> Trial:
+    """A trial whose request has the form that the answer is to have, where a server can be held to one."""
+    listed = trial.request.task in LISTS
+    schema = list_schema(len(trial.y_true)) if listed else trial.request.schema
+    return dataclasses.replace(trial, request=dataclasses.replace(trial.request, sampling=sampling, schema=schema))
 
 
 def _unparseable(rows: Sequence[Row]) -> bool:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from autointerp.explainers.sentences import LABEL, OTHER_LABEL, sentence_of
-from autointerp.records import Completion
+from autointerp.records import Completion, TokenLogprob
 from autointerp.scorers.answers import read_answers, verdicts
 from autointerp.scorers.intruder import read_choice
 from autointerp.scorers.simulation import read_strengths
@@ -183,13 +183,13 @@ def test_hard_and_graded_answers_become_scores() -> None:
 
 
 def test_log_probabilities_grade_an_answer_that_can_be_read_and_no_other() -> None:
-    def grades(completion: Completion, n: int) -> list[float] | None:
-        return [0.75] * n if completion.token_logprobs is not None else None
+    def told(text: str) -> list[tuple[float | None, str]]:
+        answer = Completion(text, "m", token_logprobs=(TokenLogprob(text, -0.1),), scores=(0.75, 0.25))
+        return [(v.y_score, v.status) for v in verdicts(answer, 2)]
 
-    told = Completion("[1,0]", "m", token_logprobs=())
-    assert [v[:2] for v in verdicts(told, 2, grades)] == [(0.75, "ok")] * 2
-    assert [v[:2] for v in verdicts(Completion("[1,0]", "m"), 2, grades)] == [(1.0, "ok"), (0.0, "ok")]
-    assert verdicts(Completion("[1", "m", token_logprobs=()), 2, grades)[0].status == "unparseable"
+    assert told("[1,0]") == [(0.75, "ok"), (0.25, "ok")]
+    assert told("```\n[1,0]\n```") == [(0.75, "repaired"), (0.25, "repaired")]
+    assert told("[1,0], or not") == [(None, "unparseable")] * 2
 
 
 # The other forms of answers.

@@ -19,6 +19,7 @@ TORCH_FREE = {
     "sae.config",
     "sae.errors",
     "sae.latents",
+    "sae.pydocs",
     "sae.runs",
 }
 HEAVY = {"torch", "transformers", "vllm", "datasets"}

@@ -244,3 +244,27 @@ def test_delphis_protocol_runs_from_explanations_to_scores(
     capsys.readouterr()
     assert run_stage(scoring.main, ["--run", str(run), *LLM]) == 2
     assert "these explanations were made with --protocol delphi" in capsys.readouterr().err
+
+
+def test_a_server_with_log_probabilities_makes_expectations_of_simulated_strengths(run: Path) -> None:
+    """Its alternatives at each number make strengths that no answer in whole numbers could give."""
+    with ChatServer(able="logprobs") as server:
+        server.answer = lambda body: simulated(question_of(body)) or "1"  # type: ignore[method-assign]
+        llm = ("--client", "openai", "--model", "m", "--base-url", server.url)
+        assert run_stage(scoring.main, ["--run", str(run), *llm, "--scorers", "simulation"]) == 0
+        asked = [body for body in server.bodies if body.get("top_logprobs")]
+        assert len(asked) == len(server.bodies) == 30
+    folder = scores_of(run, "simulation", "m")
+    assert {row["graded"] for row in table(folder).values()} == {"True"}
+    rows = list(read_judgements(folder))
+    assert {row.status for row in rows} == {"ok"}
+    assert any(told % 1 for row in rows for _, told in row.tokens)
+
+
+def question_of(body: dict[str, Any]) -> str:
+    return str(body["messages"][-1]["content"])
+
+
+def simulated(question: str) -> str:
+    tokens = re.findall(r"^(\d+) (\".*\")$", question, re.MULTILINE)
+    return "\n".join(f"{number}: {10 * (token == json.dumps(THE_TOKEN))}" for number, token in tokens)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autointerp.records import REFUSED, Completion, Verdict
-
-Grades = Callable[[Completion, int], Sequence[float] | None]
-"""From an answer's log probabilities to P(1) for each of n texts; None where they do not tell."""
 
 NUMBERS = {"0": 0, "1": 1}
 WORDS = {"false": 0, "true": 1}
@@ -119,26 +116,22 @@ def unread(completion: Completion, reason: str) -> Verdict:
     return Verdict(None, "truncated" if cut else "unparseable", "the answer was cut off" if cut else reason)
 
 
-def verdicts(completion: Completion, n: int, grades: Grades | None = None) -> Sequence[Verdict]:
-    """One verdict per judged text: graded scores where the client gives them, otherwise hard answers.
-
-    Args:
-        completion: the answer.
-        n: number of texts.
-        grades: makes graded scores of the log probabilities of an answer that can be read.
-    """
+def verdicts(completion: Completion, n: int) -> Sequence[Verdict]:
+    """One verdict per judged text: graded scores where there are some, otherwise hard answers."""
     failed = failure(completion)
     if failed is not None:
         return [failed] * n
     if completion.scores is not None:
         # A score that is no probability must not reach a metric; the comparison is false for nan.
         usable = len(completion.scores) == n and all(0 <= score <= 1 for score in completion.scores)
-        wrong = Verdict(None, "unparseable", f"the client's scores are not {n} numbers from 0 to 1")
-        return [Verdict(score, "ok") for score in completion.scores] if usable else [wrong] * n
+        if not usable:
+            return [Verdict(None, "unparseable", f"the client's scores are not {n} numbers from 0 to 1")] * n
+        # Scores made of an answer's log probabilities are as good as the answer; a client's own come without any.
+        if completion.token_logprobs is None:
+            return [Verdict(score, "ok") for score in completion.scores]
     values, reason = read_answers(completion.text, n)
     # Behind a whole list an answer may be cut off; what needed repair may have gone on to say something else.
     if values is None or (reason and completion.finish_reason == "length"):
         return [unread(completion, reason)] * n
-    graded = grades(completion, n) if grades is not None else None
-    scores = graded if graded is not None else [float(value) for value in values]
+    scores = completion.scores if completion.scores is not None else [float(value) for value in values]
     return [Verdict(score, "repaired" if reason else "ok", reason) for score in scores]
