@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-full test lint clean
+PEERS := .venv-peers/bin
+export MLSAE_SOURCE
+
+.PHONY: demo demo-full test lint peers clean
 
 demo: .venv/installed
 	$(BIN)/python benchmarks/compare.py --suite benchmarks/suites/demo.toml --out runs/demo
@@ -18,6 +21,23 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Other libraries read our files and we read theirs (docs/formats.md).
+peers: .venv-peers/installed
+	$(PEERS)/python -m pytest -q tests/test_*_peers.py --log-cli-level=INFO
+
+# They pin what they do not need; what their import misses without their dependencies is listed after them.
+.venv-peers/installed: pyproject.toml constraints.txt
+	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install --quiet --constraint constraints.txt torch
+	$(PEERS)/python -m pip install --quiet --constraint constraints.txt --editable . pytest
+	$(PEERS)/python -m pip install --quiet --no-deps eai-sparsify==1.3.3 sae-lens==6.54.0 dictionary-learning==0.1.0 \
+		transformer-lens==3.9.0 nnsight==0.3.7
+	$(PEERS)/python -m pip install --quiet --constraint constraints.txt accelerate "babe<0.0.8" beartype better-abc einops \
+		fancy-einsum jaxtyping loguru natsort nltk pillow plotly plotly-express protobuf pydantic python-dotenv \
+		"python-socketio[client]" pyyaml requests rich schedulefree sentencepiece "simple-parsing<0.2" tenacity \
+		transformers-stream-generator typeguard wandb zstandard
+	touch $@
+
 # The environment is complete when the stamp exists; an install that was cut short is made again.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 ...')"
@@ -27,4 +47,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-peers runs

@@ -13,7 +13,7 @@ from autointerp.artifacts import MEASURES as MEASURES_FILE
 from autointerp.stats import CLUSTERS, Estimate
 from benchmarks.contrasts import MEASURES, Contrast, Measure, contrasts_of, learned_computation, mean_of
 from benchmarks.discriminate import ALL, DENSITY, discrimination_table
-from benchmarks.reading import Scores, Subject, variant_draw, variant_label, variant_rank
+from benchmarks.reading import Scores, Subject, family_label, hookpoint_label, variant_draw, variant_label, variant_rank
 from benchmarks.tables import UNDEFINED, numbers, table, written
 from sae.artifacts import complete_folders, latents_folder, read_manifest
 from sae.errors import InputError
@@ -66,8 +66,8 @@ def _read_run(run: Path) -> list[pd.DataFrame]:
             "subject": f"{subject.name}, {subject.corpus}",
             "subject_identity": f"{subject.identity} {subject.corpus_identity}",
             "variant": variant_label(held),
-            "dictionary": str(made.get("hookpoint") or folder.name),
-            "family": f"k {made.get('k')}, {len(frame)} latents" + (", skip-embed" if made.get("skip_embed") else ""),
+            "dictionary": hookpoint_label(made, folder.name),
+            "family": family_label(made, len(frame)),
             "layer": made.get("layer"),
             "seed": int(made.get("seed") or 0),
             "variant_seed": variant_draw(held),

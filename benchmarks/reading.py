@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +79,17 @@ def variant_rank(label: str) -> int:
 
 
 def hookpoint_label(made: dict[str, Any], name: str) -> str:
-    """Where a dictionary reads, and whether without the tokens' means."""
-    return str(made.get("hookpoint") or name) + (" skip-embed" if made.get("skip_embed") else "")
+    """Where a dictionary reads, what kind it is where it is no trained TopK, and whether without the tokens' means."""
+    kind = [made["kind"]] if made.get("kind") else []
+    return " ".join([str(made.get("hookpoint") or name), *kind, *(["skip-embed"] if made.get("skip_embed") else [])])
+
+
+def family_label(made: dict[str, Any], n_latents: int) -> str:
+    """What dictionaries share that are compared with each other and averaged over: all but the layer and the seed."""
+    site = re.sub(r"^layers\.\d+\.?", "", str(made.get("hookpoint") or ""))
+    size = [f"k {made['k']}"] if made.get("k") else []
+    kind = [word for word in (made.get("kind"), site) if word]
+    return ", ".join([*size, f"{n_latents} latents", *kind, *(["skip-embed"] if made.get("skip_embed") else [])])
 
 
 @dataclass(frozen=True)

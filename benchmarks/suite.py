@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from autointerp.clients import make_client
 from autointerp.config import ClientConfig
@@ -19,8 +19,9 @@ from autointerp.explainers import make_explainer
 from autointerp.nulls import NULLS
 from autointerp.prompting import Prompts
 from autointerp.scorers import SCORERS
+from sae.architecture import KINDS, Kind
 from sae.cli import parse
-from sae.config import VARIANTS
+from sae.config import VARIANTS, Null, SAEConfig
 from sae.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,7 @@ BLOCK = "rerandomised-block"
 """The variant that needs to be told which block."""
 MATCHED = "control:matched"
 """The control at the scale of the trained embeddings."""
+DICTIONARY_NULLS = tuple(name for name in get_args(Null) if name != "none")
 STAGES = {
     "train": "sae.train",
     "cache": "sae.cache",
@@ -57,6 +59,10 @@ class Suite:
     expansion: int | None = None
     skip_embed: bool = False
     """Dictionaries on what is left without each token's mean vector."""
+    architecture: str | None = None
+    """How latents of the dictionaries become active."""
+    dictionary_nulls: tuple[str, ...] = ()
+    """Nulls of the dictionaries to make beside them in the same runs, e.g. frozen-decoder."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of dictionary and variant; several give several draws, each a run of its own."""
     n_latents: int | None = None
@@ -99,17 +105,23 @@ class Suite:
         Raises:
             InputError: a name that explain or score does not know, something twice, or a number below its least.
         """
-        for name, known in {"scorers": tuple(SCORERS), "nulls": NULLS}.items():
+        known_names = {"scorers": tuple(SCORERS), "nulls": NULLS, "dictionary_nulls": DICTIONARY_NULLS}
+        for name, known in known_names.items():
             for one in getattr(self, name):
                 if one not in known:
                     raise InputError(f"{path}: no {name.removesuffix('s')} {one!r}; there are {', '.join(known)}")
+        if self.architecture is not None and self.architecture not in KINDS:
+            raise InputError(f"{path}: no architecture {self.architecture!r}; there are {', '.join(KINDS)}")
+        for null in self.dictionary_nulls:
+            # Refuses what does not go together.
+            SAEConfig(architecture=cast(Kind, self.architecture or "topk"), null=cast(Null, null))
         for whole in self.variants:
             variant, colon, detail = whole.partition(":")
             fits = detail.isdecimal() if variant == BLOCK else whole == MATCHED or not colon
             if not fits:
                 expected = f"{BLOCK} names its block ({BLOCK}:1), only {MATCHED} has another detail"
                 raise InputError(f"{path}: variant {whole}; {expected}")
-        for name in ("variants", "layers", "seeds", "scorers", "nulls"):
+        for name in ("variants", "layers", "seeds", "scorers", "nulls", "dictionary_nulls"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InputError(f"{path}: {name} has something twice; name each once")
         least = dict.fromkeys(("train_tokens", "cache_tokens", "context_length", "k", "expansion", "n_latents"), 1)
@@ -142,7 +154,12 @@ def _typed(path: Path, name: str, value: Any) -> Any:
 def run_suite(suite: Suite, out: Path) -> list[Path]:
     """Make every run of a suite below `out`; stages that are complete return at once. Returns the runs' folders."""
     runs = [(out / _folder_name(suite, v, seed), v, seed) for v in suite.variants for seed in suite.seeds]
-    steps = [(stage, run, _flags(suite, stage, run, v, seed)) for run, v, seed in runs for stage in STAGES]
+    steps = [
+        (stage, run, _flags(suite, stage, run, v, seed) + (["--null", null] if null else []))
+        for run, v, seed in runs
+        for stage in STAGES
+        for null in ("", *(suite.dictionary_nulls if stage == "train" else ()))
+    ]
     for number, (stage, run, flags) in enumerate(steps, start=1):
         print(f"[{number}/{len(steps)}] {stage} {run}", file=sys.stderr, flush=True)
         # The screen's standard output is for the table.
@@ -178,7 +195,7 @@ def _flags(suite: Suite, stage: str, run: Path, variant: str, seed: int) -> list
             },
             **{"layers": suite.layers, **text},
             **{"tokens": suite.train_tokens, "k": suite.k, "expansion": suite.expansion},
-            **{"skip-embed": suite.skip_embed or None, "seed": seed},
+            **{"skip-embed": suite.skip_embed or None, "seed": seed, "architecture": suite.architecture},
         },
         "cache": {"tokens": suite.cache_tokens, **text},
         "measure": {},

@@ -1,4 +1,4 @@
-"""Activations of a subject as streams of vectors: in order for a cache, mixed for training."""
+"""Activations of a subject as streams of vectors, in the order of the contexts."""
 
 from __future__ import annotations
 
@@ -10,30 +10,44 @@ import torch
 from torch import Tensor
 
 from sae.contexts import Batch, ContextStore
+from sae.hookpoints import Hookpoint
 from sae.metrics import TokenMean
-from sae.subject import Subject, residuals
+from sae.subject import Subject, caught
 
 SUBJECT_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
-class ActivationBatch:
-    """Residual vectors of the usable positions of some contexts: padding and first positions are left out.
+class Contexts:
+    """A batch of contexts as tensors on the CPU.
 
-    `layers` holds one [token, d_model] float32 tensor per layer asked; `token_ids` [token] are the tokens they belong
-    to; `batch` holds the contexts, and `usable` [context, position] says which of their positions these are.
+    `ids` [context, position]; `documents` and `starts` [context] are what the control variant draws from; `usable`
+    [context, position] leaves out padding and first positions.
     """
 
-    layers: tuple[Tensor, ...]
+    batch: Batch
+    ids: Tensor
+    documents: Tensor
+    starts: Tensor
+    usable: Tensor
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Vectors of the usable positions of some contexts: padding and first positions are left out.
+
+    `vectors` holds one [token, width] float32 tensor per hookpoint asked; `token_ids` [token] are the tokens they
+    belong to; `batch` holds the contexts, and `usable` [context, position] says which of their positions these are.
+    """
+
+    vectors: tuple[Tensor, ...]
     token_ids: Tensor
     batch: Batch
     usable: Tensor
 
 
-def stream(
-    subject: Subject, store: ContextStore, layers: Sequence[int], batches: Iterable[Batch]
-) -> Iterator[ActivationBatch]:
-    """Run the subject over batches of contexts and give the residual vectors after some of its blocks."""
+def contexts(store: ContextStore, batches: Iterable[Batch]) -> Iterator[Contexts]:
+    """Batches of a store's contexts as the subject needs them."""
     keys = store.document_keys.astype(np.int64)
     for batch in batches:
         ids = torch.from_numpy(batch.ids)
@@ -41,56 +55,25 @@ def stream(
         starts = torch.from_numpy(store.starts[batch.contexts].astype(np.int64))
         positions = torch.arange(ids.shape[1])
         usable = (positions > 0) & (positions < torch.from_numpy(batch.lengths)[:, None])
-        caught = residuals(subject, ids, documents, starts, layers)
-        kept = usable.to(subject.device)
-        yield ActivationBatch(tuple(x[kept].float() for x in caught), ids[usable], batch, usable)
+        yield Contexts(batch, ids, documents, starts, usable)
+
+
+def stream(
+    subject: Subject, store: ContextStore, hookpoints: Sequence[Hookpoint], batches: Iterable[Batch]
+) -> Iterator[ActivationBatch]:
+    """Run the subject over batches of contexts and give the vectors at some of its hookpoints."""
+    for part in contexts(store, batches):
+        found = caught(subject, part.ids, part.documents, part.starts, hookpoints)
+        kept = part.usable.to(subject.device)
+        vectors = tuple(x[kept].float() for x in found)
+        yield ActivationBatch(vectors, part.ids[part.usable], part.batch, part.usable)
 
 
 def without_token_means(
     batches: Iterable[ActivationBatch], means: Sequence[TokenMean | None]
 ) -> Iterator[ActivationBatch]:
-    """The stream with each token's mean vector taken off, in the layers that have a table of means."""
+    """The stream with each token's mean vector taken off, at the hookpoints that have a table of means."""
     for batch in batches:
-        tokens = batch.token_ids.to(batch.layers[0].device)
-        pairs = zip(batch.layers, means, strict=True)
-        yield replace(batch, layers=tuple(x if mean is None else x - mean.predict(tokens) for x, mean in pairs))
-
-
-def shuffled(
-    batches: Iterable[ActivationBatch], batch_tokens: int, buffer_tokens: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, ...]]:
-    """Mix a stream in a buffer of fixed size: fill it, give away a random half in batches, fill it again.
-
-    At the end everything is given away, so every vector comes exactly once; only a last batch may be smaller.
-
-    Args:
-        batches: the stream.
-        batch_tokens: vectors in a batch.
-        buffer_tokens: vectors that are mixed; at least two batches.
-        generator: draws the order.
-
-    Yields:
-        One [batch_tokens, d_model] tensor per layer, rows aligned between layers.
-    """
-    size = max(buffer_tokens, 2 * batch_tokens)
-    parts: list[tuple[Tensor, ...]] = []
-    held = 0
-    for batch in batches:
-        parts.append(batch.layers)
-        held += len(batch.token_ids)
-        if held >= size:
-            mixed = _mix(parts, generator)
-            away = held // 2 // batch_tokens * batch_tokens
-            for first in range(0, away, batch_tokens):
-                yield tuple(x[first : first + batch_tokens] for x in mixed)
-            parts, held = [tuple(x[away:] for x in mixed)], held - away
-    if held:
-        mixed = _mix(parts, generator)
-        for first in range(0, held, batch_tokens):
-            yield tuple(x[first : first + batch_tokens] for x in mixed)
-
-
-def _mix(parts: list[tuple[Tensor, ...]], generator: torch.Generator) -> tuple[Tensor, ...]:
-    layers = [torch.cat(column) for column in zip(*parts, strict=True)]
-    order = torch.randperm(len(layers[0]), generator=generator).to(layers[0].device)
-    return tuple(x[order] for x in layers)
+        tokens = batch.token_ids.to(batch.vectors[0].device)
+        pairs = zip(batch.vectors, means, strict=True)
+        yield replace(batch, vectors=tuple(x if mean is None else x - mean.predict(tokens) for x, mean in pairs))

@@ -23,7 +23,6 @@ from sae.artifacts import (
     completed,
     dictionary_folder,
     digest,
-    file_digest,
     latents_folder,
     plain,
     read_manifest,
@@ -35,11 +34,14 @@ from sae.config import VARIANTS, CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.errors import InputError
+from sae.formats import find_hookpoint, load_foreign
+from sae.hookpoints import Hookpoint
 from sae.latents import SPLITS, EntryWriter, TextWriter, save_tensors
 from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
 from sae.runs import claim_run, read_run
+from sae.specs import kind_of
 from sae.subject import Subject, load_subject
 from sae.weights import subject_digest, subject_identity
 
@@ -64,7 +66,7 @@ class Dictionary:
     """A dictionary to be cached."""
 
     name: str
-    layer: int
+    hookpoint: Hookpoint
     model: SparseAutoencoder
     means: TokenMean | None
     """What is taken off its inputs."""
@@ -148,7 +150,7 @@ def _check_held(run: Path, held: dict[str, Any]) -> None:
 
 def _dictionaries(config: CacheConfig) -> list[Dictionary]:
     if config.dictionary is not None:
-        return [_foreign(config, Path(config.dictionary).expanduser())]
+        return [_foreign(config, config.dictionary)]
     folders = complete_folders(config.run / "sae")
     if not folders:
         raise InputError(f"{config.run} has no dictionary; train one with python -m sae.train --run {config.run} ...")
@@ -160,38 +162,32 @@ def _dictionaries(config: CacheConfig) -> list[Dictionary]:
         check_contents(folder, manifest, mend)
         model, facts = load_dictionary(folder)
         means = load_token_means(folder, facts)
-        found.append(Dictionary(folder.name, int(facts["layer"]), model, means, facts, manifest.fingerprint))
+        hookpoint = Hookpoint.parse(str(facts["hookpoint"]))
+        found.append(Dictionary(folder.name, hookpoint, model, means, facts, manifest.fingerprint))
     return found
 
 
-def _foreign(config: CacheConfig, folder: Path) -> Dictionary:
+def _foreign(config: CacheConfig, source: str) -> Dictionary:
     """A dictionary trained elsewhere, under the name that the flags give it or that of its folder."""
-    if not folder.is_dir():
-        raise InputError(f"--dictionary {folder}: no such folder; name one written by python -m sae.train")
-    model, facts = load_dictionary(folder)
-    hookpoint = config.hookpoint or str(facts.get("hookpoint", ""))
-    prefix, _, number = hookpoint.rpartition(".")
-    if prefix != "layers" or not number.isdigit():
-        raise InputError(
-            f"hookpoint {hookpoint!r} is unknown; pass --hookpoint layers.N, the residual stream after block N"
-        )
-    name = config.name or folder.resolve().name
+    foreign = load_foreign(source)
+    hookpoint = find_hookpoint(foreign, config.hookpoint)
+    name = config.name or foreign.name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"{name!r} cannot be a dictionary's name; give one of letters, digits, dots and - by --name")
     own = dictionary_folder(config.run, name)
-    if own.exists() and not own.samefile(folder):
+    if own.exists() and not own.samefile(foreign.folder):
         raise InputError(f"{config.run} has a dictionary {name} of its own; give the other one another name by --name")
-    facts = {**facts, "hookpoint": hookpoint, "layer": int(number)}
-    weights = digest([facts, file_digest(folder / "weights.safetensors")])
-    return Dictionary(name, int(number), model, load_token_means(folder, facts), facts, weights)
+    facts = {**foreign.facts, "hookpoint": str(hookpoint), "layer": hookpoint.layer}
+    fingerprint = digest([str(hookpoint), foreign.fingerprint])
+    return Dictionary(name, hookpoint, foreign.model, foreign.means, facts, fingerprint)
 
 
 def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
-    subject.check_layer(dictionary.layer)
-    if dictionary.model.d_in != subject.d_model:
+    width = subject.width(dictionary.hookpoint)
+    if dictionary.model.d_in != width:
         raise InputError(
             f"dictionary {dictionary.name} reads vectors of width {dictionary.model.d_in}, "
-            f"{subject.config.subject} has {subject.d_model}; use the subject it was trained on"
+            f"{subject.config.subject} has {width}; use the subject it was trained on"
         )
     rows = int(subject.model.get_input_embeddings().weight.shape[0])
     if dictionary.means is not None and dictionary.means.by_token.shape != (rows, subject.d_model):
@@ -202,6 +198,8 @@ def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
 def _artifact_config(config: CacheConfig, corpus: CorpusConfig, dictionary: Dictionary) -> dict[str, Any]:
     names = ("hookpoint", "layer", "seed", "k", "n_latents", "skip_embed")
     facts = {name: dictionary.facts.get(name) for name in names}
+    kind = kind_of(dictionary.facts)
+    facts |= {"kind": kind} if kind else {}
     settings = {"tokens": config.tokens, "repeat": config.repeat, "corpus": corpus_settings(corpus)}
     result: dict[str, Any] = plain({"dictionary": dictionary.name, **facts, **settings})
     return result
@@ -221,7 +219,7 @@ def _cache(
     writers: Sequence[ArtifactWriter],
 ) -> None:
     """One pass over both splits; tokens are numbered in the order in which the subject reads them."""
-    layers = [d.layer for d in dictionaries]
+    hookpoints = [d.hookpoint for d in dictionaries]
     entries = [EntryWriter(w.partial, d.model.n_latents) for w, d in zip(writers, dictionaries, strict=True)]
     texts = TextWriter(writers[0].partial / ".token_ids")
     for d in dictionaries:
@@ -231,7 +229,7 @@ def _cache(
     for place, store in enumerate(stores):
         first_document = texts.begin_split(place, store.document_ids)
         batches = store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
-        for batch in without_token_means(stream(subject, store, layers, batches), means):
+        for batch in without_token_means(stream(subject, store, hookpoints, batches), means):
             contexts = batch.batch.contexts
             numbers = texts.add(
                 batch.batch.ids,
@@ -240,7 +238,7 @@ def _cache(
                 store.starts[contexts],
             )
             index = numbers[batch.usable.numpy()]
-            for x, d, entry in zip(batch.layers, dictionaries, entries, strict=True):
+            for x, d, entry in zip(batch.vectors, dictionaries, entries, strict=True):
                 _add(x, d.model, entry, index)
             bar.update(len(batch.token_ids))
     bar.close()

@@ -17,6 +17,8 @@ Variant = Literal[
 ]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 Site = Literal["residual", "mlp", "attention", "transcoder"]
+OptimiserState = Literal["float32", "bfloat16", "8bit"]
+Track = Literal["none", "wandb", "trackio"]
 LARGEST_SEED = 2**32 - 1
 
 
@@ -86,6 +88,13 @@ Null = Literal[
 ]
 
 
+BASES: tuple[Null, ...] = ("pca", "neurons")
+"""A basis and its opposites: 2 d_in latents."""
+UNTRAINED: tuple[Null, ...] = ("random-directions", *BASES)
+FITTED: tuple[Null, ...] = ("pca", "gaussian")
+"""Those that need the covariance of the activations first."""
+
+
 @dataclass(frozen=True)
 class SAEConfig:
     """One sparse autoencoder: its architecture and its loss."""
@@ -93,9 +102,9 @@ class SAEConfig:
     architecture: Kind = "topk"
     """How latents become active: topk, batch_topk, jumprelu, relu or gated (docs/training.md)."""
     k: int = 32
-    """Latents active per token; of batch_topk on average; of jumprelu, relu and gated only that of the PCA baseline."""
+    """Latents active per token; of batch_topk on average, of jumprelu at first; relu and gated have none."""
     expansion: int = 16
-    """Latents per input dimension."""
+    """Latents per input dimension; always 2 for the nulls pca and neurons."""
     matryoshka: tuple[float, ...] = ()
     """Shares of the latents that reconstruct by themselves as well, e.g. 0.0625 0.25; for topk and batch_topk."""
     sparsity: float | None = None
@@ -116,6 +125,10 @@ class SAEConfig:
         if self.sparsity is not None and (self.architecture in K_KINDS or not 0 <= self.sparsity < math.inf):
             expected = "a number of at least 0, with --architecture jumprelu, relu or gated"
             raise InputError(f"--sparsity expected {expected}; got {self.sparsity} with {self.architecture}")
+        if self.null in UNTRAINED and (self.architecture != "topk" or self.matryoshka):
+            raise InputError(
+                f"--null {self.null} is not trained: it goes with --architecture topk, without --matryoshka"
+            )
         if not 0 <= self.auxk < math.inf:
             raise InputError(f"--auxk must be at least 0 and finite, got {self.auxk}")
 
@@ -146,6 +159,10 @@ class TrainConfig:
     """Share of the steps over which the learning rate rises."""
     decay: float = 0.3
     """Share of the steps, at the end, over which it falls to zero."""
+    clip: float | None = None
+    """Largest global norm of a dictionary's gradient; longer ones are scaled down to it. By default none is."""
+    optimiser_state: OptimiserState = "float32"
+    """How Adam's two moments are held: 8 bytes a weight, 4 (bfloat16) or 2 (8bit)."""
     buffer_tokens: int = 65_536
     """Activation vectors mixed in the shuffle buffer."""
     dead_after: float = 0.1
@@ -156,9 +173,27 @@ class TrainConfig:
     """Go over the split again when it has fewer tokens than asked."""
     overwrite: bool = False
     """Replace dictionaries of the same name that were made with other settings."""
+    snapshot_minutes: float = 10.0
+    """Minutes between snapshots, from which a killed training goes on; 0 neither writes nor uses any."""
+    snapshot_steps: int | None = None
+    """Optimiser steps between snapshots, instead of minutes."""
+    track: Track = "none"
+    """Send the training curves to a service as well: wandb or trackio."""
+    shard_latents: int = 1
+    """Under torchrun: processes over which the latents of a dictionary are spread (docs/distributed.md)."""
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return math.ceil(self.tokens / self.batch_tokens)
+
+    @property
+    def snapshots(self) -> bool:
+        """Whether snapshots are written and used."""
+        return bool(self.snapshot_steps or self.snapshot_minutes)
 
     def __post_init__(self) -> None:
-        _at_least(1, tokens=self.tokens)
+        _at_least(1, tokens=self.tokens, shard_latents=self.shard_latents)
         # The loss is relative to the variance within a batch.
         _at_least(2, batch_tokens=self.batch_tokens)
         _at_least(1, buffer_tokens=self.buffer_tokens, eval_tokens=self.eval_tokens)
@@ -168,6 +203,8 @@ class TrainConfig:
             _at_least(1, ks=k)
         if not self.layers:
             raise InputError("--layers names no layer; give block numbers counted from zero, e.g. --layers 1 3")
+        if min(self.layers) < 0:
+            raise InputError(f"layer {min(self.layers)} is out of range: blocks are counted from zero")
         if not self.sites:
             raise InputError("--sites names none; leave it out for the residual stream")
         for name in ("layers", "sites", "seeds", "ks"):
@@ -176,6 +213,12 @@ class TrainConfig:
                 raise InputError(f"--{name} names something twice: {' '.join(map(str, found))}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate must be positive and finite, got {self.learning_rate}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise InputError(f"--clip must be positive and finite, got {self.clip}; leave it out to clip nothing")
+        if not 0 <= self.snapshot_minutes < math.inf:
+            raise InputError(f"--snapshot-minutes must be at least 0 and finite, got {self.snapshot_minutes}")
+        if self.snapshot_steps is not None:
+            _at_least(1, snapshot_steps=self.snapshot_steps)
         for name in ("warmup", "decay", "dead_after"):
             share = getattr(self, name)
             if not 0 <= share <= 1:
@@ -192,7 +235,8 @@ class CacheConfig:
     tokens: int = 300_000
     """Tokens to cache: half from the explain split, half from the score split."""
     dictionary: str | None = None
-    """Folder of a dictionary trained elsewhere; by default every dictionary trained in the run."""
+    """Folder or hub id (owner/name[/sub/folder]) of a dictionary trained elsewhere, in a format of docs/formats.md; by
+    default every dictionary trained in the run."""
     hookpoint: str | None = None
     """Where a dictionary trained elsewhere reads, e.g. layers.3; by default what its config says."""
     name: str | None = None

@@ -1,107 +1,218 @@
-"""The sparse products of a TopK autoencoder and their gradients, with a plain reference beside them."""
+"""The sparse products of an autoencoder and their gradients, with a plain reference beside each.
+
+Active latents are rectangles: `values` and `indices`, both [token, width], where a value of zero is no latent. Nothing
+of size token x width x d is made, and nothing of size token x n_latents: decoding sums bags of decoder rows, and a
+weight's gradient sums, with the roles swapped, bags of tokens.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from sae.sparsity import topk
+
+@dataclass(frozen=True)
+class Transpose:
+    """Who selected each latent: a rectangle of indices sorted by latent, made once a step for every gradient."""
+
+    order: Tensor
+    """Positions in the flattened rectangle, by latent and then by token, int64 [token * width]."""
+    tokens: Tensor
+    """The token of each, int64 [token * width]."""
+    offsets: Tensor
+    """Where each latent begins among them, int64 [n_latents]."""
+
+    @classmethod
+    def of(cls, indices: Tensor, n_latents: int) -> Transpose:
+        """Of indices [token, width], each below `n_latents`."""
+        flat = indices.flatten()
+        order = by_latent(flat, n_latents)
+        tokens = order.div(max(indices.shape[1], 1), rounding_mode="floor")
+        counts = torch.bincount(flat, minlength=n_latents)
+        return cls(order, tokens, counts.cumsum(0) - counts)
+
+    def scatter(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """out[i] = sum of weights[t, j] * rows[t] over all (t, j) that selected latent i.
+
+        Args:
+            weights: [token, width].
+            rows: [token, d].
+
+        Returns:
+            [n_latents, d].
+        """
+        weights = weights.flatten()[self.order]
+        return functional.embedding_bag(self.tokens, rows, self.offsets, per_sample_weights=weights, mode="sum")
+
+    def dots(self, rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+        """`row_dots` with the indices that this is the transpose of; by latent, each row of the table is read once."""
+        flat = indices.flatten()
+        found = pair_dots(rows, table, self.tokens, flat[self.order])
+        return torch.empty_like(found).scatter_(0, self.order, found).view(indices.shape)
 
 
 def sparse_rows(indices: Tensor, weights: Tensor, table: Tensor) -> Tensor:
     """Weighted sums of rows of a table, sum_j weights[t, j] * table[indices[t, j]], without gathering them.
 
     Args:
-        indices: int64 [token, k].
-        weights: [token, k].
-        table: [row, width].
+        indices: int64 [token, width].
+        weights: [token, width].
+        table: [row, d].
 
     Returns:
-        [token, width].
+        [token, d].
     """
     return functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
+
+
+def by_latent(latents: Tensor, n_latents: int) -> Tensor:
+    """The stable order by latent of int64 [pair] below `n_latents`."""
+    # A radix sort goes over the bytes: half as many take half the time.
+    narrow = torch.int16 if n_latents <= torch.iinfo(torch.int16).max else torch.int32
+    return latents.to(narrow).sort(stable=True).indices
 
 
 def scatter_rows(indices: Tensor, weights: Tensor, rows: Tensor, n_out: int) -> Tensor:
     """The transpose of `sparse_rows`: out[i] = sum of weights[t, j] * rows[t] over all (t, j) with indices[t, j] = i.
 
-    The roles are swapped: each output row is a bag of the tokens that touch it, so nothing of size token x k x width is
-    made, unlike with `index_add`.
-
     Args:
-        indices: int64 [token, k], below `n_out`.
-        weights: [token, k].
-        rows: [token, width].
+        indices: int64 [token, width], below `n_out`.
+        weights: [token, width].
+        rows: [token, d].
         n_out: rows of the result.
 
     Returns:
-        [n_out, width].
+        [n_out, d].
     """
-    flat, order = indices.flatten().sort(stable=True)
-    tokens = order.div(indices.shape[1], rounding_mode="floor")
-    offsets = torch.searchsorted(flat, torch.arange(n_out, device=flat.device))
-    return functional.embedding_bag(tokens, rows, offsets, per_sample_weights=weights.flatten()[order], mode="sum")
+    return Transpose.of(indices, n_out).scatter(weights, rows)
 
 
-class _TopKAutoencode(torch.autograd.Function):
-    """Encode, select, decode; the gradients touch only the selected latents."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, k: int) -> tuple[Tensor, ...]:
-        values, indices = topk(torch.addmm(b_enc, x, w_enc.T), k)
-        ctx.save_for_backward(x, w_enc, w_dec, values, indices)
-        ctx.mark_non_differentiable(indices)
-        return sparse_rows(indices, values, w_dec), values, indices
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        decoded, g_values, _ = gradients
-        x, w_enc, w_dec, values, indices = ctx.saved_tensors
-        g_values = g_values + _row_dots(decoded, w_dec, indices)
-        # ReLU: a selected latent whose pre-activation is not positive is inactive.
-        g_pre = g_values * (values > 0)
-        g_w_dec = scatter_rows(indices, values, decoded, len(w_dec))
-        g_w_enc = scatter_rows(indices, g_pre, x, len(w_enc))
-        g_b_enc = torch.zeros(len(w_enc), dtype=x.dtype, device=x.device)
-        g_b_enc.index_add_(0, indices.flatten(), g_pre.flatten())
-        g_x = sparse_rows(indices, g_pre, w_enc) if ctx.needs_input_grad[0] else None
-        return g_x, g_w_enc, g_b_enc, g_w_dec, None
+def row_dots(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    """rows[t] . table[indices[t, j]] as [token, width], without gathering the rows of the table. Not differentiable."""
+    tokens = torch.arange(len(rows), device=rows.device).repeat_interleave(indices.shape[1])
+    return pair_dots(rows, table, tokens, indices.flatten()).view(indices.shape)
 
 
-def _row_dots(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
-    """rows[t] . table[indices[t, j]] as [token, k]: embedding_bag's gradient with respect to its weights."""
-    with torch.enable_grad():
-        weights = torch.zeros(indices.shape, dtype=rows.dtype, device=rows.device, requires_grad=True)
-        (dots,) = torch.autograd.grad(sparse_rows(indices, weights, table), weights, rows)
+def pair_dots(rows: Tensor, table: Tensor, tokens: Tensor, indices: Tensor) -> Tensor:
+    """rows[tokens[i]] . table[indices[i]] as [pair], for int64 tokens and indices [pair]. Not differentiable."""
+    # What embedding_bag's own backward calls for the gradient of its weights; through autograd it would cost the
+    # forward pass as well. The last argument is the mode: sum.
+    with torch.no_grad():
+        dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            rows.contiguous(), table, indices, tokens[:1], tokens, 0
+        )
     return dots
 
 
-def topk_autoencode(x: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """TopK(x W_enc^T + b_enc) and its sparse product with the decoder.
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, w_dec: Tensor, transpose: Transpose | None) -> Tensor:
+        ctx.save_for_backward(values, indices, w_dec)
+        ctx.transpose = transpose
+        return sparse_rows(indices, values, w_dec)
 
-    Equation (2) of Gao et al., arXiv 2406.04093, with a ReLU after the selection.
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, w_dec = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        transpose = ctx.transpose or Transpose.of(indices, len(w_dec))
+        g_values = transpose.dots(gradient, w_dec, indices) if ctx.needs_input_grad[0] else None
+        g_w_dec = transpose.scatter(values, gradient) if ctx.needs_input_grad[2] else None
+        return g_values, None, g_w_dec, None
+
+
+def decode(values: Tensor, indices: Tensor, w_dec: Tensor, transpose: Transpose | None = None) -> Tensor:
+    """The sum of each token's active latents' decoder rows, sum_j values[t, j] * w_dec[indices[t, j]].
+
+    Differentiable in the values and in the decoder; only selected rows of the decoder are touched.
 
     Args:
-        x: inputs, [token, d_in].
-        w_enc: [n_latents, d_in].
-        b_enc: [n_latents].
-        w_dec: [n_latents, d_in].
-        k: latents kept per token.
+        values: [token, width].
+        indices: int64 [token, width].
+        w_dec: [n_latents, d_out].
+        transpose: of the indices, where it is there already.
 
     Returns:
-        The decoded sum without bias [token, d_in], the values [token, k] and the latent indices [token, k].
+        [token, d_out].
     """
-    decoded, values, indices = _TopKAutoencode.apply(x, w_enc, b_enc, w_dec, k)  # type: ignore[no-untyped-call]
-    return decoded, values, indices
+    decoded: Tensor = _Decode.apply(values, indices, w_dec, transpose)  # type: ignore[no-untyped-call]
+    return decoded
 
 
-def topk_autoencode_reference(
-    x: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`topk_autoencode` by dense products and autograd, for tests and for reading."""
-    values, indices = topk(x @ w_enc.T + b_enc, k)
-    latents = torch.zeros(len(x), len(w_enc), dtype=x.dtype, device=x.device).scatter(1, indices, values)
-    return latents @ w_dec, values, indices
+def decode_reference(values: Tensor, indices: Tensor, w_dec: Tensor) -> Tensor:
+    """`decode` by a dense product, for tests and for reading."""
+    latents = values.new_zeros(len(values), len(w_dec)).scatter_add(1, indices, values)
+    return latents @ w_dec
+
+
+class _SelectedValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        values, indices, x, w_enc, _, _, transpose = arguments
+        ctx.save_for_backward(values, indices, x, w_enc)
+        ctx.transpose = transpose
+        # A copy: a result that is an input makes autograd treat it as an operation in place.
+        return torch.Tensor.clone(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, x, w_enc = ctx.saved_tensors
+        # ReLU: a selected latent whose pre-activation is not positive is inactive.
+        gradient = gradients[0] * (values > 0)
+        _, _, needs_x, needs_w_enc, needs_b_enc, needs_b_dec, _ = ctx.needs_input_grad
+        g_x = sparse_rows(indices, gradient, w_enc) if needs_x else None
+        g_w_enc = g_b_enc = g_b_dec = None
+        if needs_w_enc or needs_b_enc or needs_b_dec:
+            transpose = ctx.transpose or Transpose.of(indices, len(w_enc))
+            g_w_enc = transpose.scatter(gradient, x) if needs_w_enc else None
+            g_b_enc = transpose.scatter(gradient, torch.ones_like(x[:, :1])).squeeze(1)
+            g_b_dec = -(g_b_enc @ w_enc) if needs_b_dec else None
+        return None, None, g_x, g_w_enc, g_b_enc if needs_b_enc else None, g_b_dec, None
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """What pre-activations are made of, w_enc x + b_enc."""
+
+    w_enc: Tensor
+    """[n_latents, d_in]."""
+    b_enc: Tensor
+    """[n_latents]."""
+    b_dec: Tensor | None = None
+    """[d_in], where it has been taken off every row of x and x itself needs no gradient: then its own is a product of
+    b_enc's gradient with w_enc, instead of a sum of the gradients of all rows of x."""
+
+
+def selected_values(
+    values: Tensor, indices: Tensor, x: Tensor, weights: EncoderWeights, transpose: Transpose | None = None
+) -> Tensor:
+    """The values of selected latents, ReLU(w_enc[indices] x + b_enc[indices]), as a function of x and the encoder.
+
+    They have been computed already where the latents were selected; this adds their gradients, which touch only the
+    selected rows of the encoder. Values of zero have none.
+
+    Args:
+        values: [token, width], not negative.
+        indices: int64 [token, width].
+        x: what the encoder's product sees, [token, d_in].
+        weights: of the encoder.
+        transpose: of the indices, where it is there already.
+
+    Returns:
+        The values, differentiable.
+    """
+    leaves = (weights.w_enc, weights.b_enc, weights.b_dec)
+    result: Tensor = _SelectedValues.apply(values, indices, x, *leaves, transpose)  # type: ignore[no-untyped-call]
+    return result
+
+
+def selected_values_reference(indices: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> Tensor:
+    """`selected_values` from a dense product, for tests and for reading."""
+    return functional.linear(x, w_enc, b_enc).gather(1, indices).relu()

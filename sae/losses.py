@@ -2,20 +2,29 @@
 
 Everything is in the autoencoder's own units (inputs times `scale`), in which the mean squared norm is d_in, and
 reconstruction errors are relative to the batch's variance, so that coefficients mean the same at every hookpoint.
+Penalties are per token: L0 as it is, L1 divided by sqrt(d_in), which is what inputs of norm 1 would give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sae.config import SAEConfig
-from sae.kernels import sparse_rows
+from sae.distributed import ALONE, Parallel
+from sae.kernels import EncoderWeights, Transpose, decode, selected_values
 from sae.model import SparseAutoencoder
-from sae.sparsity import topk
+from sae.sparsity import select_batch_topk, select_topk
+
+SPARSITY = {"jumprelu": 3e-4, "relu": 0.2, "gated": 0.4}
+"""Coefficients of the sparsity penalties by default."""
+BANDWIDTH = 0.5
+"""Width of the kernel that estimates the gradient of a jump, where a pre-activation is about 1."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class Moment:
     """Indices int64 [n_dead] of latents that have not fired for long; None when there is none."""
     penalty: float = 1.0
     """Share of the sparsity penalty that counts now."""
+    parallel: Parallel = ALONE
+    """Where the rest of the batch is: sums over its tokens go through `parallel.total`."""
 
 
 @dataclass(frozen=True)
@@ -36,39 +47,215 @@ class Pass:
     """What is minimised."""
     fvu: Tensor
     """The batch's fraction of variance unexplained, without gradient."""
-    values: Tensor
-    """[token, width]; zero is no latent."""
-    indices: Tensor
-    """int64 [token, width]."""
+    fired: Tensor
+    """Which latents were active on some token, bool [n_latents]."""
+    l0: Tensor
+    """Active latents of a token, on average."""
+    cut: Tensor | None = None
+    """batch_topk: the smallest value that was kept."""
 
 
-def variation(x: Tensor) -> Tensor:
-    """Sum of squared distances from the batch mean, of x [token, width]."""
-    return (x - x.mean(0)).square().sum().clamp_min(1e-12)
+def variation(x: Tensor, parallel: Parallel = ALONE) -> Tensor:
+    """Sum of squared distances from the batch mean, of x [token, width] and what the other processes have of it."""
+    mean = parallel.total(x.sum(0)) / parallel.count(len(x))
+    return parallel.total((x - mean).square().sum()).clamp_min(1e-12)
 
 
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
-    inputs, target = model.inputs(x), target * model.scale
-    pre = model.pre_activations(inputs)
-    values, indices = topk(pre, model.k or 1)
-    error = target - sparse_rows(indices, values, model.w_dec) - model.b_dec
-    fvu = error.square().sum() / variation(target)
-    loss = fvu
+    inputs, target = in_units(model, x, target)
+    selected = select_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
+    loss, fvu = _selected_loss(model, inputs, selected, target, sae, moment)
+    return Pass(loss, fvu, fired(model, *selected), l0(selected[0]))
+
+
+def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """The same with the k x token largest of the batch: Bussmann et al., arXiv 2412.06410.
+
+    The threshold of inference is the mean over batches of the smallest positive value kept, `cut`.
+    """
+    inputs, target = in_units(model, x, target)
+    values, indices = _batch_topk(model, inputs, moment.parallel)
+    loss, fvu = _selected_loss(model, inputs, (values, indices), target, sae, moment)
+    cut = moment.parallel.least(torch.where(values > 0, values, torch.inf).min())
+    return Pass(loss, fvu, fired(model, values, indices), l0(values), cut)
+
+
+def _batch_topk(model: SparseAutoencoder, inputs: Tensor, parallel: Parallel) -> tuple[Tensor, Tensor]:
+    """What BatchTopK selects of the batch that the data ranks have together."""
+    k = model.k or 1
+    # All of the largest may be of one rank.
+    most = min(parallel.count(k), model.n_latents)
+    values, indices = select_batch_topk(inputs, model.w_enc, model.b_enc, most)
+    if parallel.data_ranks > 1:
+        values = values * (values >= parallel.nth_largest(values, parallel.count(len(inputs)) * k))
+    return values, indices
+
+
+def _selected_loss(
+    model: SparseAutoencoder,
+    inputs: Tensor,
+    selected: tuple[Tensor, Tensor],
+    target: Tensor,
+    sae: SAEConfig,
+    moment: Moment,
+) -> tuple[Tensor, Tensor]:
+    """Loss and FVU of selected latents (values and indices, [token, width] each).
+
+    With groups M, each prefix of the latents reconstructs by itself, and the mean of the errors is minimised,
+    1/|M| sum_m ||x - f_{0:m} W_{0:m} - b_dec||^2: Bussmann et al., arXiv 2503.17547, who take the sum.
+    """
+    indices = selected[1]
+    transpose = Transpose.of(indices, model.n_latents)
+    values = selected_values(*selected, inputs, _encoder(model), transpose)
+    errors: list[Tensor] = []
+    reconstruction, start = model.b_dec, 0
+    for stop in model.architecture.groups or (model.n_latents,):
+        # A prefix adds to the reconstruction of the one before it what its new latents decode to.
+        own = values if stop - start == model.n_latents else values * ((indices >= start) & (indices < stop))
+        reconstruction, start = decode(own, indices, model.w_dec, transpose) + reconstruction, stop
+        errors.append(moment.parallel.total(functional.mse_loss(reconstruction, target, reduction="sum")))
+    whole = variation(target, moment.parallel)
+    loss, fvu = torch.stack(errors).mean() / whole, errors[-1].detach() / whole
     if moment.dead is not None and sae.auxk:
-        loss = loss + sae.auxk * _auxk_loss(model, pre, error.detach(), moment.dead)
-    return Pass(loss, fvu.detach(), values.detach(), indices)
+        error = (target - reconstruction).detach()
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, error, moment.dead, moment.parallel)
+    return loss, fvu
 
 
-def _auxk_loss(model: SparseAutoencoder, pre: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+@torch.no_grad()
+def in_units(model: SparseAutoencoder, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What the encoder's product sees, and the target, in the autoencoder's own units."""
+    return model.inputs(x), target * model.scale
+
+
+def _encoder(model: SparseAutoencoder) -> EncoderWeights:
+    # The decoder bias is taken off the inputs, so the encoder has a gradient for it too.
+    return EncoderWeights(model.w_enc, model.b_enc, model.b_dec if model.architecture.subtract_b_dec else None)
+
+
+def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, parallel: Parallel) -> Tensor:
     """How much of the error the best dead latents leave, relative to the error; A.2 of arXiv 2406.04093."""
     # Half the width: what the paper found to work at every size.
-    values, places = topk(pre[:, dead], min(len(dead), max(1, model.d_in // 2)))
-    guess = sparse_rows(dead[places], values, model.w_dec)
-    return (error - guess).square().sum() / error.square().sum().clamp_min(1e-12)
+    k = min(len(dead), max(1, model.d_in // 2))
+    values, places = select_topk(inputs, model.w_enc[dead], model.b_enc[dead], k)
+    indices = dead[places]
+    transpose = Transpose.of(indices, model.n_latents)
+    values = selected_values(values, indices, inputs, _encoder(model), transpose)
+    guess = decode(values, indices, model.w_dec, transpose)
+    return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
 
 
-PASSES: dict[str, Callable[[SparseAutoencoder, Tensor, Tensor, SAEConfig, Moment], Pass]] = {"topk": topk_pass}
+def fired(model: SparseAutoencoder, values: Tensor, indices: Tensor) -> Tensor:
+    """Which latents are active on some token, bool [n_latents], of values and indices [token, width]."""
+    mass = torch.zeros(model.n_latents, dtype=values.dtype, device=values.device)
+    return mass.index_put_((indices.flatten(),), values.detach().flatten(), accumulate=True) > 0
+
+
+def l0(values: Tensor) -> Tensor:
+    """Active latents of a token on average, of values [token, any]."""
+    return (values.detach() > 0).sum() / max(1, len(values))
+
+
+def relu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """||x - x_hat||^2 + lambda ||f||_1: Bricken et al., Towards Monosemanticity, 2023.
+
+    Decoder directions have norm 1, so the norm need not be weighted by theirs, as Conerly et al. (2024) do to let
+    them grow: the two losses are the same here.
+    """
+    active = model.pre_activations(model.inputs(x)).relu()
+    fvu = _dense_fvu(model, active, target, moment.parallel)
+    penalty = moment.parallel.total(active.sum()) / moment.parallel.count(len(x)) / model.d_in**0.5
+    return Pass(fvu + _coefficient(model, sae, moment) * penalty, fvu.detach(), (active > 0).any(0), l0(active))
+
+
+def gated_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """||x - x_hat(f)||^2 + lambda ||ReLU(pi)||_1 + ||x - x_hat_frozen(ReLU(pi))||^2, pi = W_enc x + b_enc the gate.
+
+    Rajamanoharan et al., arXiv 2404.16014: the penalty shrinks the gate, which decides only whether a latent is
+    active, and not the magnitude. The third part, through a decoder that gets no gradient of it, teaches the gate.
+    """
+    inputs = model.inputs(x)
+    gate = model.pre_activations(inputs)
+    opened = gate.relu()
+    magnitude = model.magnitudes(inputs).relu() * (gate > 0)
+    fvu = _dense_fvu(model, magnitude, target, moment.parallel)
+    own = _dense_fvu(model, opened, target, moment.parallel, frozen=True)
+    penalty = moment.parallel.total(opened.sum()) / moment.parallel.count(len(x)) / model.d_in**0.5
+    loss = fvu + _coefficient(model, sae, moment) * penalty + own
+    return Pass(loss, fvu.detach(), (magnitude > 0).any(0), l0(magnitude))
+
+
+def jumprelu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
+    """||x - x_hat||^2 + lambda ||f||_0: Rajamanoharan et al., arXiv 2407.14435.
+
+    Thresholds learn from both parts through straight-through estimates of the gradient of a jump.
+    """
+    pre = model.pre_activations(model.inputs(x))
+    active, count = jump(pre, model.threshold, BANDWIDTH)
+    fvu = _dense_fvu(model, active, target, moment.parallel)
+    penalty = moment.parallel.total(count) / moment.parallel.count(len(x))
+    loss = fvu + _coefficient(model, sae, moment) * penalty
+    return Pass(loss, fvu.detach(), (active > 0).any(0), l0(active))
+
+
+def _dense_fvu(
+    model: SparseAutoencoder, active: Tensor, target: Tensor, parallel: Parallel, frozen: bool = False
+) -> Tensor:
+    """FVU of latents [token, n_latents]: half of them are active at first, so no rectangle would be small.
+
+    Frozen, the decoder gets no gradient of it.
+    """
+    w_dec, b_dec = (model.w_dec.detach(), model.b_dec.detach()) if frozen else (model.w_dec, model.b_dec)
+    target = target * model.scale
+    return parallel.total((target - active @ w_dec - b_dec).square().sum()) / variation(target, parallel)
+
+
+def _coefficient(model: SparseAutoencoder, sae: SAEConfig, moment: Moment) -> float:
+    given = SPARSITY[model.architecture.kind] if sae.sparsity is None else sae.sparsity
+    return given * moment.penalty
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        active = pre > threshold
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return pre * active, active.sum().to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        value, count = gradients
+        pre, threshold = ctx.saved_tensors
+        near = (pre - threshold).abs() < ctx.bandwidth / 2
+        jumped = -((value * threshold + count) * near).sum(0) / ctx.bandwidth
+        return value * (pre > threshold), jumped, None
+
+
+def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """z H(z - theta), and how many of them are active.
+
+    The gradient of H with respect to theta, zero almost everywhere, is estimated by a rectangle K(u) = [|u| < 1/2]:
+    d(z H)/d theta = -theta/eps K((z - theta)/eps) and dH/d theta = -1/eps K((z - theta)/eps); z gets the gradient of
+    z H where it is above theta, and none of H (arXiv 2407.14435, section 3).
+
+    Args:
+        pre: z [token, n_latents].
+        threshold: theta [n_latents], positive.
+        bandwidth: eps.
+    """
+    values, count = _Jump.apply(pre, threshold, bandwidth)  # type: ignore[no-untyped-call]
+    return values, count
+
+
+PASSES: dict[str, Callable[[SparseAutoencoder, Tensor, Tensor, SAEConfig, Moment], Pass]] = {
+    "topk": topk_pass,
+    "batch_topk": batch_topk_pass,
+    "jumprelu": jumprelu_pass,
+    "relu": relu_pass,
+    "gated": gated_pass,
+}
 
 
 def finite(*tensors: Tensor) -> bool:

@@ -10,9 +10,13 @@ from torch.nn import functional
 
 from sae.architecture import Architecture
 from sae.kernels import sparse_rows
-from sae.sparsity import above, topk
+from sae.sparsity import above, batch_topk, topk
 
 STANDARD_DEVIATION_FLOOR = 1e-5
+THRESHOLD_SHARE = 0.1
+"""What a batch counts in the running mean that is a batch_topk dictionary's threshold."""
+LEAST_THRESHOLD = 1e-3
+CACHED_NUMBERS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,23 @@ class SparseAutoencoder(nn.Module):
         self.normalise_decoder()
         self.w_enc.copy_(self.w_dec)
 
+    @torch.no_grad()
+    def initialise_thresholds(self, sample: Tensor, k: int) -> None:
+        """Set the thresholds of a jumprelu dictionary: k latents are active on average on a sample [token, d_in].
+
+        Does nothing for other kinds.
+        """
+        if self.architecture.kind == "jumprelu":
+            values, _ = batch_topk(self.pre_activations(self.inputs(sample)), k)
+            self.threshold.copy_(torch.where(values > 0, values, torch.inf).min().clamp(LEAST_THRESHOLD, self.d_in))
+
+    @torch.no_grad()
+    def learn_threshold(self, cut: Tensor) -> None:
+        """Take the smallest value that a batch kept into the running mean of a batch_topk dictionary's threshold."""
+        mean = torch.where(self.threshold < 0, cut, self.threshold.lerp(cut, THRESHOLD_SHARE))
+        # A batch in which nothing is positive has no smallest value.
+        self.threshold.copy_(torch.where(cut.isfinite(), mean, self.threshold))
+
     def inputs(self, x: Tensor) -> Tensor:
         """What the encoder's product sees of x [token, d_in]."""
         return self._inputs(x)[0]
@@ -118,7 +139,8 @@ class SparseAutoencoder(nn.Module):
         units = _Units(1 / self.scale, 0.0)
         if shape.normalise == "standardise":
             mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
-            x = (x - mean) / (deviation + STANDARD_DEVIATION_FLOOR)
+            # In the units of the inputs, so that the scale cancels.
+            x = (x - mean) / (deviation + STANDARD_DEVIATION_FLOOR * self.scale)
             units = _Units(deviation / self.scale, mean / self.scale)
         elif shape.normalise == "constant_norm":
             norm = x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / self.d_in**0.5
@@ -129,6 +151,10 @@ class SparseAutoencoder(nn.Module):
     def pre_activations(self, inputs: Tensor) -> Tensor:
         """W_enc x + b_enc [token, n_latents] of what `inputs` gives."""
         return functional.linear(inputs, self.w_enc, self.b_enc)
+
+    def magnitudes(self, inputs: Tensor) -> Tensor:
+        """exp(r_mag) W_enc x + b_mag [token, n_latents] of what `inputs` gives: how much a gated latent fires."""
+        return functional.linear(inputs, self.w_enc) * self.r_mag.exp() + self.b_mag
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values [token, width] and indices int64 [token, width] of the active latents of x [token, d_in].
@@ -144,8 +170,7 @@ class SparseAutoencoder(nn.Module):
         if kind == "topk":
             return topk(pre, self.architecture.k or 1)
         if kind == "gated":
-            magnitude = functional.linear(inputs, self.w_enc) * self.r_mag.exp() + self.b_mag
-            return above(magnitude.relu() * (pre > 0), 0.0)
+            return above(self.magnitudes(inputs).relu() * (pre > 0), 0.0)
         if kind == "relu":
             return above(pre, 0.0)
         if kind == "batch_topk" and float(self.threshold) < 0:
@@ -179,6 +204,12 @@ class SparseAutoencoder(nn.Module):
         return SAEOutput(values, indices, self.decode(values, indices, x))
 
     @torch.no_grad()
+    def keep_thresholds_positive(self) -> None:
+        """Lift the thresholds of a jumprelu dictionary to a small positive number; pre-activations are about 1."""
+        if self.architecture.kind == "jumprelu":
+            self.threshold.clamp_(min=LEAST_THRESHOLD)
+
+    @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Give every decoder direction norm 1."""
         self.w_dec.div_(self.w_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
@@ -186,6 +217,10 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def remove_radial_gradient(self) -> None:
         """Take the part of the decoder's gradient that would change the norms out of it."""
-        gradient = self.w_dec.grad
-        if gradient is not None:
-            gradient.sub_(self.w_dec * (gradient * self.w_dec).sum(1, keepdim=True))
+        if self.w_dec.grad is None:
+            return
+        # A few rows at a time, which stay in the processor's cache from the product to the subtraction.
+        rows = max(1, CACHED_NUMBERS // self.w_dec.shape[1]) if self.w_dec.device.type == "cpu" else len(self.w_dec)
+        for start in range(0, len(self.w_dec), rows):
+            w_dec, gradient = self.w_dec[start : start + rows], self.w_dec.grad[start : start + rows]
+            gradient.addcmul_(w_dec, (gradient * w_dec).sum(1, keepdim=True), value=-1)

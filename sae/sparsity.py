@@ -1,9 +1,15 @@
-"""Sparsity functions: which latents of a token are active, and how much."""
+"""Sparsity functions: which latents of a token are active, and how much.
+
+`topk`, `batch_topk` and `above` take pre-activations; `select_topk` and `select_batch_topk` find the same from the
+inputs without holding all pre-activations.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from sae.screening import Encoder, Question, slices
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -18,6 +24,50 @@ def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     values, indices = torch.topk(pre_acts, k, dim=-1)
     return values.relu(), indices
+
+
+def batch_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k * token largest pre-activations of a batch, through a ReLU; Bussmann et al., arXiv 2412.06410.
+
+    Args:
+        pre_acts: [token, n_latents].
+        k: how many are kept per token, on average.
+
+    Returns:
+        Values [token, width], descending, zero where a token has fewer than `width` of them, and latent indices int64
+        [token, width]; `width` is the largest number of a token, at least 1.
+    """
+    n_tokens, n_latents = pre_acts.shape
+    flat = pre_acts.flatten()
+    places = torch.topk(flat, k * n_tokens, sorted=False).indices.sort().values
+    tokens = places.div(n_latents, rounding_mode="floor")
+    return _descending(tokens, places - tokens * n_latents, flat[places].relu(), n_tokens)
+
+
+def _descending(tokens: Tensor, latents: Tensor, values: Tensor, n_tokens: int) -> tuple[Tensor, Tensor]:
+    """Pairs, by token, as rectangles of values and indices, descending in each token."""
+    values, indices = rectangle(tokens, n_tokens, 1, (values, 0), (latents, 0))
+    values, places = values.sort(dim=1, descending=True, stable=True)
+    return values, indices.gather(1, places)
+
+
+def rectangle(tokens: Tensor, n_tokens: int, least: int, *columns: tuple[Tensor, float]) -> list[Tensor]:
+    """Ragged columns as rectangles [token, width], `width` the largest number of a token, filled up with a number.
+
+    Args:
+        tokens: int64 [pair], ascending.
+        n_tokens: rows of the result.
+        least: smallest width.
+        columns: each [pair], with what it is filled up with.
+    """
+    counts = torch.bincount(tokens, minlength=n_tokens)
+    width = max(least, int(counts.max())) if len(counts) else least
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(tokens), device=tokens.device) + (tokens * width - first[tokens])
+    filled = [column.new_full((n_tokens * width,), fill) for column, fill in columns]
+    return [
+        out.scatter_(0, place, column).view(n_tokens, width) for out, (column, _) in zip(filled, columns, strict=True)
+    ]
 
 
 def above(pre_acts: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -35,3 +85,68 @@ def above(pre_acts: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
     width = max(1, int((kept > 0).sum(-1).max())) if kept.numel() else 1
     values, indices = torch.topk(kept, width, dim=-1)
     return values, indices
+
+
+@torch.no_grad()
+def select_topk(
+    x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, screen: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """`topk` of x W_enc^T + b_enc, exactly, a few tokens at a time.
+
+    Where pre-activations are equal to the last bit, either may be taken, as by `torch.topk`. Not differentiable: see
+    `sae.kernels.selected_values`.
+
+    Args:
+        x: [token, d_in].
+        w_enc: [n_latents, d_in].
+        b_enc: [n_latents].
+        k: latents kept per token.
+        screen: arithmetic of the first look: bfloat16, or that of x; by default the faster one on the device.
+
+    Returns:
+        Values [token, k], descending and not negative, and latent indices int64 [token, k].
+    """
+    encoder = Encoder.of(w_enc, b_enc, Question(k), screen)
+    values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    for rows in slices(len(x), encoder.tokens):
+        values[rows], indices[rows] = _select_topk(x[rows], encoder, k)
+    return values, indices
+
+
+def _select_topk(x: Tensor, encoder: Encoder, k: int) -> tuple[Tensor, Tensor]:
+    pairs = encoder.pairs(x)
+    scores, latents = rectangle(pairs.tokens, len(x), k, (pairs.scores, -torch.inf), (pairs.latents, 0))
+    values, places = scores.topk(k)
+    indices = latents.gather(1, places)
+    if len(rest := pairs.unscreened):
+        values[rest], indices[rest] = torch.topk(encoder.dense(x[rest]), k)
+    return values.relu_(), indices
+
+
+@torch.no_grad()
+def select_batch_topk(
+    x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, screen: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """`batch_topk` of x W_enc^T + b_enc, exactly; the batch's pre-activations are held once, in the screen's precision.
+
+    Args:
+        x: [token, d_in].
+        w_enc: [n_latents, d_in].
+        b_enc: [n_latents].
+        k: latents kept per token, on average.
+        screen: as for `select_topk`.
+
+    Returns:
+        What `batch_topk` gives.
+    """
+    encoder = Encoder.of(w_enc, b_enc, Question(k, whole_batch=True), screen)
+    pairs = encoder.pairs(x)
+    tokens, latents, scores = pairs.tokens, pairs.latents, pairs.scores
+    if len(rest := pairs.unscreened):
+        dense = encoder.dense(x[rest])
+        # Not "reaches": nan, where nothing is known, excludes none.
+        row, latent = (~(dense < pairs.least[rest])).nonzero().unbind(1)
+        tokens, order = torch.cat([tokens, rest[row]]).sort(stable=True)
+        latents, scores = torch.cat([latents, latent])[order], torch.cat([scores, dense[row, latent]])[order]
+    kept = torch.topk(scores, k * len(x), sorted=False).indices.sort().values
+    return _descending(tokens[kept], latents[kept], scores[kept].relu(), len(x))

@@ -9,12 +9,15 @@ from typing import Any
 
 from sae.architecture import K_KINDS, Architecture
 from sae.artifacts import plain
-from sae.config import SAEConfig, Site, TrainConfig
+from sae.config import BASES, UNTRAINED, SAEConfig, Site, TrainConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 
-SWEPT = ("run", "layers", "sites", "seed", "seeds", "ks", "overwrite")
-"""Settings of a command that are not those of each dictionary."""
+SWEPT = (
+    *("run", "layers", "sites", "seed", "seeds", "ks", "overwrite"),
+    *("snapshot_minutes", "snapshot_steps", "track", "shard_latents"),
+)
+"""Settings of a command that are not those of each dictionary, or that change no number of it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,9 @@ class DictionarySpec:
     def facts(self) -> dict[str, Any]:
         """What the dictionary's own config says of it, beside its architecture."""
         target = {"target": str(self.target)} if self.target != self.hookpoint else {}
-        null = {"null": self.sae.null} if self.sae.null != "none" else {}
-        return {"hookpoint": str(self.hookpoint), **target, "layer": self.layer, "seed": self.seed, **null}
+        more: dict[str, Any] = {"null": self.sae.null} if self.sae.null != "none" else {}
+        more |= {"sparsity": self.sae.sparsity} if self.sae.sparsity is not None else {}
+        return {"hookpoint": str(self.hookpoint), **target, "layer": self.layer, "seed": self.seed, **more}
 
     def settings(self, config: TrainConfig, identity: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that decides its numbers: the config of its artifact."""
@@ -97,14 +101,34 @@ class DictionarySpec:
         return result
 
 
+def kind_of(facts: Mapping[str, Any]) -> str:
+    """What tells a dictionary from a trained TopK of one place, in words, by its `config.json`; empty for such a one.
+
+    Dictionaries of different kinds answer different questions: no table pools them.
+    """
+    defaults = SAEConfig()
+    words = [str(facts.get("architecture", defaults.architecture))]
+    words = [] if words == [defaults.architecture] else words
+    words += ["matryoshka"] if facts.get("groups") else []
+    words += [str(facts["null"])] if facts.get("null") else []
+    words += [f"sparsity {facts['sparsity']:g}"] if facts.get("sparsity") is not None else []
+    words += ["transcoder"] if facts.get("target") else []
+    return " ".join(words)
+
+
 def asked(config: TrainConfig, sae: SAEConfig) -> list[DictionarySpec]:
     """The dictionaries that a command asks for: layers x sites x seeds x ks.
+
+    A basis and its opposites have two latents per dimension, whatever was asked.
 
     Raises:
         InputError: settings that do not go together.
     """
     if sae.skip_embed and "transcoder" in config.sites:
         raise InputError("--skip-embed and --sites transcoder do not go together; leave one out")
+    if sae.null in (*UNTRAINED, "gaussian") and "transcoder" in config.sites:
+        raise InputError(f"--null {sae.null} and --sites transcoder do not go together; leave one out")
+    sae = dataclasses.replace(sae, expansion=2) if sae.null in BASES else sae
     return [
         DictionarySpec(layer, site, dataclasses.replace(sae, k=k), seed)
         for layer in config.layers

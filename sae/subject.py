@@ -1,9 +1,10 @@
-"""The subject: a causal language model, as trained or as one of its random twins, with hooks on its residual stream."""
+"""The subject: a causal language model, as trained or as one of its random twins, with hooks on its hookpoints."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
+from sae.blocks import Sublayers, Tap, find_blocks, find_sublayers
 from sae.config import SubjectConfig
 from sae.errors import InputError
+from sae.hookpoints import Hookpoint
 from sae.randomise import control_embeddings, describe_report, embedding_scale, gaussian_like, permuted, randomise
 from sae.weights import LOAD_ERRORS, cannot_load, find_device, find_dtype, find_source, pretrained, step0
 
@@ -34,6 +37,8 @@ class Subject:
     """How the variant was made."""
     d_model: int
     """Width of the residual stream; some architectures embed tokens in another one."""
+    sublayers: tuple[Sublayers, ...]
+    """What is known of the inside of each block."""
 
     @property
     def device(self) -> torch.device:
@@ -47,6 +52,24 @@ class Subject:
             found = f"{self.config.subject} has layers 0 to {len(self.blocks) - 1}"
             raise InputError(f"layer {layer} is out of range: {found}; ask for one of them")
 
+    def tap(self, hookpoint: Hookpoint) -> Tap:
+        """Where the vectors of a hookpoint pass; `InputError` where the subject has no such place."""
+        self.check_layer(hookpoint.layer)
+        inside = self.sublayers[hookpoint.layer]
+        taps = {"attention": inside.attention, "mlp": inside.mlp, "mlp.in": inside.mlp_in}
+        tap = Tap(self.blocks[hookpoint.layer]) if hookpoint.site == "residual" else taps[hookpoint.site]
+        if tap is None:
+            raise InputError(
+                f"{self.config.subject} has no {hookpoint}: {inside.fault}; use {Hookpoint(hookpoint.layer)}, the "
+                "residual stream"
+            )
+        return tap
+
+    def width(self, hookpoint: Hookpoint) -> int:
+        """Width of the vectors at a hookpoint; `InputError` where the subject has no such place."""
+        self.tap(hookpoint)
+        return self.sublayers[hookpoint.layer].width_in if hookpoint.site == "mlp.in" else self.d_model
+
     def check_context(self, context_length: int) -> None:
         """Raise `InputError` if contexts of this length do not fit the subject's positions."""
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or context_length
@@ -56,12 +79,14 @@ class Subject:
 
 
 class _Stop(Exception):
-    """Ends a forward pass after the last block that is needed."""
+    """Ends a forward pass at the last hookpoint that is needed."""
 
 
 @torch.no_grad()
-def residuals(subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """The residual stream after some blocks; the pass ends after the last of them.
+def caught(
+    subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor, hookpoints: Sequence[Hookpoint]
+) -> list[Tensor]:
+    """The vectors at some hookpoints; the pass ends at the last of them.
 
     Contexts are padded on the right, which a causal model cannot see from the left, so no attention mask is needed.
 
@@ -70,49 +95,52 @@ def residuals(subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor, 
         ids: token ids, int64 [batch, token].
         documents: keys of the documents, int64 [batch]; the control variant draws its embeddings from them.
         starts: place of each context's first token in its document, int64 [batch].
-        layers: block indices.
+        hookpoints: where vectors are read.
 
     Returns:
-        One tensor [batch, token, d_model] per layer, in the order of `layers`.
+        One tensor [batch, token, width] per hookpoint, in the order of `hookpoints`.
+
+    Raises:
+        InputError: the subject has no such hookpoint.
     """
-    ids = ids.to(subject.device)
-    if subject.config.variant == "control":
-        inputs = {"inputs_embeds": _control_inputs(subject, ids, documents, starts)}
-    else:
-        inputs = {"input_ids": ids}
-    return _caught(subject.blocks, layers, lambda: subject.model(**inputs, use_cache=False))
+    taps = {hookpoint: subject.tap(hookpoint) for hookpoint in hookpoints}
+    inputs = forward_inputs(subject, ids, documents, starts)
+    vectors = _caught(taps, lambda: subject.model(**inputs, use_cache=False))
+    return [vectors[hookpoint] for hookpoint in hookpoints]
 
 
-def _caught(blocks: Sequence[nn.Module], layers: Sequence[int], forward: Callable[[], Any]) -> list[Tensor]:
-    """What some blocks return in a forward pass, which ends after the last of them."""
-    caught: dict[int, Tensor] = {}
-    last = max(layers)
+def _caught(taps: Mapping[Hookpoint, Tap], forward: Callable[[], Any]) -> dict[Hookpoint, Tensor]:
+    """What passes some taps in a forward pass, which ends when all have given."""
+    vectors: dict[Hookpoint, Tensor] = {}
 
-    def hook(layer: int) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            # GPT-NeoX blocks return a tensor, others a tuple that begins with it.
-            caught[layer] = output if isinstance(output, Tensor) else output[0]
-            if layer == last:
+    def keeper(hookpoint: Hookpoint) -> Callable[[Tensor], None]:
+        def keep(x: Tensor) -> None:
+            vectors[hookpoint] = x
+            if len(vectors) == len(taps):
                 raise _Stop
 
         return keep
 
-    handles = [blocks[layer].register_forward_hook(hook(layer)) for layer in set(layers)]
-    try:
-        forward()
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [caught[layer] for layer in layers]
+    with contextlib.ExitStack() as stack:
+        for hookpoint, tap in taps.items():
+            stack.enter_context(tap.hook(keeper(hookpoint)))
+        with contextlib.suppress(_Stop):
+            forward()
+    return vectors
+
+
+def forward_inputs(subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor) -> dict[str, Tensor]:
+    """What the model is called with: token ids, or the noise that the control variant sees in their place."""
+    if subject.config.variant == "control":
+        return {"inputs_embeds": _control_inputs(subject, ids, documents, starts)}
+    return {"input_ids": ids.to(subject.device)}
 
 
 def _control_inputs(subject: Subject, ids: Tensor, documents: Tensor, starts: Tensor) -> Tensor:
     width = subject.model.get_input_embeddings().weight.shape[1]
     noise = control_embeddings(subject.config.variant_seed, documents, starts, ids.shape[1], width)
     dtype = next(subject.model.parameters()).dtype
-    return (noise * float(subject.report["embedding_scale"])).to(ids.device, dtype)
+    return (noise * float(subject.report["embedding_scale"])).to(subject.device, dtype)
 
 
 def load_subject(config: SubjectConfig) -> Subject:
@@ -147,7 +175,8 @@ def load_subject(config: SubjectConfig) -> Subject:
     model.eval().requires_grad_(False).to(device)
     log.info("%s, %s: %s", config.subject, config.variant, describe_report(report))
     blocks = find_blocks(model)
-    return Subject(model, tokenizer, blocks, config, report, _width_if_causal(model, blocks, config))
+    d_model, sublayers = _probed(model, blocks, config)
+    return Subject(model, tokenizer, blocks, config, report, d_model, sublayers)
 
 
 def _make_variant(model: Any, config: SubjectConfig) -> dict[str, Any]:
@@ -179,27 +208,30 @@ def _embeddings(model: Any) -> list[Tensor]:
     return [module.weight for module in found if module is not None]
 
 
-def find_blocks(model: Any) -> Sequence[nn.Module]:
-    """The list of transformer blocks: the one module list as long as the config says there are layers."""
-    n_layers = model.config.get_text_config().num_hidden_layers
-    for _, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return list(module)
-    raise InputError(f"cannot find the {n_layers} blocks of {type(model).__name__}; this architecture is not supported")
-
-
 @torch.no_grad()
-def _width_if_causal(model: Any, blocks: Sequence[nn.Module], config: SubjectConfig) -> int:
-    """Width of the residual stream, measured in a pass that also shows whether a token can see what follows it."""
+def _probed(model: Any, blocks: Sequence[nn.Module], config: SubjectConfig) -> tuple[int, tuple[Sublayers, ...]]:
+    """Width of the residual stream and the inside of each block, as a pass over a few tokens shows them.
+
+    The pass also shows whether a token can see what follows it.
+    """
     ids = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device).repeat(2, 1)
     ids[1, -1] = 0
+    vectors: list[Tensor] = []
     try:
-        (x,) = _caught(blocks, [len(blocks) - 1], lambda: model(input_ids=ids, use_cache=False))
+        with Tap(blocks[-1]).hook(vectors.append):
+            sublayers = find_sublayers(blocks, lambda: model(input_ids=ids, use_cache=False))
     except LOAD_ERRORS as error:
         raise cannot_load(config.subject, error) from None
+    x = vectors[0]
+    if x.shape[:-1] != ids.shape:
+        shape = "x".join(map(str, x.shape))
+        raise InputError(
+            f"the blocks of {config.subject} pass on {shape} numbers for {ids.shape[0]}x{ids.shape[1]} tokens, not one "
+            "vector a token; this architecture is not supported"
+        )
     before, tolerance = x[:, :-1].float(), CAUSAL_TOLERANCE.get(x.dtype, 0.01)
     if float((before[0] - before[1]).abs().max()) > tolerance * float(before.abs().max()):
         raise InputError(
             f"{config.subject} is not causal: what follows a token changes its residual stream; name a causal model"
         )
-    return int(x.shape[-1])
+    return int(x.shape[-1]), tuple(sublayers)

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
-import logging
-import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TextIO
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, shuffled, stream, without_token_means
-from sae.artifacts import ArtifactWriter, completed, dictionary_folder, read_json, write_json, writing
+from sae.artifacts import LOG, ArtifactWriter, completed, dictionary_folder, digest, read_json, write_json, writing
 from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
-from sae.config import CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
-from sae.contexts import ContextStore, prepare_contexts
+from sae.config import FITTED, CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
+from sae.contexts import prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
+from sae.distributed import Parallel
 from sae.errors import InputError
-from sae.evaluate import evaluate
-from sae.hookpoints import Hookpoint
-from sae.losses import finite
+from sae.evaluate import Placed, evaluate
 from sae.memory import keep_freed_memory
-from sae.metrics import BaselineFitter, TokenMean
-from sae.model import SparseAutoencoder
+from sae.metrics import TokenMean
+from sae.nulls import gaussian_fvu, noise
+from sae.processes import joined, on_own_device
+from sae.progress import Diverged, Progress
 from sae.runs import claim_run
+from sae.sharding import check_shardable
+from sae.shares import check_same, own_batch
+from sae.snapshots import SnapshotClock, SnapshotStore, environment
 from sae.specs import DictionarySpec, asked
 from sae.subject import Subject, load_subject
-from sae.trainer import Rates, Trainer, learning_rate, schedule
+from sae.tracking import tracking
+from sae.trainer import Trainer, rates_at
+from sae.training import Pairs, Plan, Source, TrainingPass, begin, kept_token_means
 from sae.weights import subject_digest, subject_identity
 
-log = logging.getLogger(__name__)
-LOG_EVERY = 20
+Writers = dict[DictionarySpec, ArtifactWriter | None]
+"""One a dictionary in the main process; the others write nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,183 +49,178 @@ class Arguments:
     sae: SAEConfig = field(default_factory=SAEConfig)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which dictionary learns from which of the stream's vectors."""
-
-    specs: tuple[DictionarySpec, ...]
-    places: tuple[Hookpoint, ...]
-
-    @classmethod
-    def of(cls, specs: Sequence[DictionarySpec]) -> Plan:
-        """Every hookpoint that a dictionary reads or reconstructs, once."""
-        places = dict.fromkeys(place for spec in specs for place in (spec.hookpoint, spec.target))
-        return cls(tuple(specs), tuple(places))
-
-    def pairs(self, vectors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and targets of each dictionary, of vectors in the order of the places."""
-        of = dict(zip(self.places, vectors, strict=True))
-        return [(of[spec.hookpoint], of[spec.target]) for spec in self.specs]
-
-
 def train(
     trainers: Sequence[Trainer],
-    batches: Iterable[Sequence[tuple[Tensor, Tensor]]],
+    batches: Iterable[Pairs],
     config: TrainConfig,
-    logs: Sequence[TextIO],
+    progress: Progress,
+    first_step: int = 0,
+    save: Callable[[int], None] | None = None,
 ) -> None:
-    """The training loop, over batches with inputs and targets of each dictionary; logs get one JSON line at times."""
-    n_steps = math.ceil(config.tokens / config.batch_tokens)
-    bar = tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="training", mininterval=1.0)
-    for step, pairs in zip(range(n_steps), batches, strict=False):
-        rates = Rates(schedule(step, n_steps, config.warmup, config.decay), min(1.0, (step + 1) / (0.3 * n_steps)))
-        fvus = [trainer.step(x, target, rates) for trainer, (x, target) in zip(trainers, pairs, strict=True)]
-        bar.update(len(pairs[0][0]))
-        if step % LOG_EVERY == 0 or step == n_steps - 1:
-            rows = [
-                {
-                    "step": step,
-                    "tokens": t.tokens,
-                    "lr": t.peak * rates.learning,
-                    "fvu": float(fvu),
-                    "dead_share": t.dead_share,
-                }
-                for t, fvu in zip(trainers, fvus, strict=True)
-            ]
-            for stream, row in zip(logs, rows, strict=True):
-                stream.write(json.dumps(row) + "\n")
-            mean, dead = (sum(row[name] for row in rows) / len(rows) for name in ("fvu", "dead_share"))
-            bar.set_postfix_str(f"fvu {mean:.3f}, dead {dead:.0%}")
-    bar.close()
+    """The training loop.
+
+    Args:
+        trainers: one a dictionary.
+        batches: inputs and targets of each dictionary.
+        config: number of steps, schedule, and how often a snapshot is taken.
+        progress: is told of every step.
+        first_step: number of the first step; not zero where a training goes on.
+        save: takes a snapshot after so many steps.
+
+    Raises:
+        Diverged: a loss has exploded.
+    """
+    clock = SnapshotClock(config, trainers[0].parallel)
+    for step, pairs in zip(range(first_step, config.n_steps), batches, strict=False):
+        rates = rates_at(step, config)
+        passes = [trainer.step(x, target, rates) for trainer, (x, target) in zip(trainers, pairs, strict=True)]
+        progress.update(step, rates, trainers, passes)
+        if save and clock.is_due(step + 1):
+            progress.check(trainers)
+            save(step + 1)
+            clock.restart()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train every dictionary that the flags ask for and that is not there yet."""
-    args = parse(Arguments, argv, "python -m sae.train")
+    with joined() as processes:
+        args = parse(Arguments, argv, "python -m sae.train")
+        parallel = processes.arranged(args.train.shard_latents)
+        own_batch(args.train.batch_tokens, parallel)
+        _train_asked(replace(args, subject=on_own_device(args.subject, parallel)), parallel)
+
+
+def _train_asked(args: Arguments, parallel: Parallel) -> None:
+    """The work of `main`; every process reads and trains, only the main one asks and changes what lies on disk."""
     keep_freed_memory()
     corpus = open_corpus(args.corpus)
     identity = subject_identity(args.subject)
     parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
-    claim_run(args.train.run, {**identity, **corpus_place(args.corpus, corpus)})
+    check_same(parents, parallel)
+    if parallel.is_main:
+        claim_run(args.train.run, {**identity, **corpus_place(args.corpus, corpus)})
     specs = asked(args.train, args.sae)
     settings = corpus_settings(args.corpus)
     configs = {spec: spec.settings(args.train, identity, settings) for spec in specs}
     folders = {spec: dictionary_folder(args.train.run, spec.name) for spec in specs}
-    todo = [
-        spec for spec in specs if completed(folders[spec], "sae", configs[spec], parents, args.train.overwrite) is None
-    ]
+    here = specs if parallel.is_main else []
+    todo = parallel.told(
+        [s for s in here if completed(folders[s], "sae", configs[s], parents, args.train.overwrite) is None]
+    )
+    requests = {spec.name: digest([configs[spec], parents]) for spec in todo}
+    snapshots = SnapshotStore(args.train.run / "sae", tuple(spec.name for spec in specs), requests, {}, parallel)
     if todo:
         subject = load_subject(args.subject)
-        _check_subject(subject, args)
+        _check_subject(subject, args, parallel)
         with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(writing(folders[spec], "sae", configs[spec], parents)) for spec in todo]
-            _train_all(args, subject, corpus, dict(zip(todo, writers, strict=True)))
+            writers: Writers = dict.fromkeys(todo)
+            for spec in todo if parallel.is_main else ():
+                writers[spec] = stack.enter_context(writing(folders[spec], "sae", configs[spec], parents))
+            snapshots = replace(snapshots, environment=environment(subject.device, parallel))
+            wanted = snapshots if args.train.snapshots else None
+            _train_all(args, subject, corpus, writers, wanted, parallel)
+    # Not before the main process has written what came of them.
+    parallel.wait()
+    snapshots.remove()
+    if not parallel.is_main:
+        return
     for spec, folder in folders.items():
         mend = f"remove {folder} and run the same command again"
         try:
-            summary = _summary(read_json(folder / "metrics.json", mend), spec.sae.k)
+            summary = _summary(read_json(folder / "metrics.json", mend))
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{folder / 'metrics.json'} lacks the metrics of a dictionary; {mend}") from None
         print(f"{folder}: {summary}{'' if spec in todo else ' (complete already)'}")
 
 
-def _summary(metrics: dict[str, Any], k: int) -> str:
+def _summary(metrics: dict[str, Any]) -> str:
     names = ("fvu", "fvu_token_mean", "fvu_pca")
     fvu, token, pca = ("undefined" if metrics[name] is None else f"{metrics[name]:.3f}" for name in names)
-    return f"fvu {fvu} (token mean {token}, PCA of {k} {pca}), dead {metrics['dead_share']:.1%}"
+    return f"fvu {fvu} (token mean {token}, PCA of {metrics['pca_k']} {pca}), dead {metrics['dead_share']:.1%}"
 
 
 def _train_all(
-    args: Arguments, subject: Subject, corpus: Corpus, writers: dict[DictionarySpec, ArtifactWriter]
+    args: Arguments,
+    subject: Subject,
+    corpus: Corpus,
+    writers: Writers,
+    snapshots: SnapshotStore | None,
+    parallel: Parallel,
 ) -> None:
+    """Train what the writers are for, measure it on held-out documents, and write it."""
     config, context = args.train, args.corpus.context_length
-    started = time.time()
     store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
     held_out = prepare_contexts(corpus, subject.tokenizer, "score", config.eval_tokens, context, repeat=True)
     plan = Plan.of(list(writers))
-    places = plan.places
-    means = _token_means(subject, store, places, args) if args.sae.skip_embed else [None] * len(places)
-    fitters = _fitters(subject, len(places))
-    generator = torch.Generator().manual_seed(config.seed)
-    vectors = _fitted(without_token_means(_vectors(subject, store, places, config), means), fitters)
-    batches = shuffled(vectors, config.batch_tokens, config.buffer_tokens, generator)
-    first = next(batches)
-    trainers = [
-        _trainer(args, spec, subject.device, *pair) for spec, pair in zip(plan.specs, plan.pairs(first), strict=True)
-    ]
-    with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context((w.partial / "train_log.jsonl").open("w")) for w in writers.values()]
-        train(trainers, map(plan.pairs, itertools.chain([first], batches)), config, logs)
-    for spec, trainer in zip(plan.specs, trainers, strict=True):
-        if not finite(*trainer.model.parameters()):
-            raise InputError(f"training of {spec.name} diverged; pass a lower --learning-rate or --dtype float32")
-    seconds = time.time() - started
-    chosen = [places.index(spec.target) for spec in plan.specs]
-    own_fitters, own_means = [fitters[n] for n in chosen], [means[n] for n in chosen]
-    layers = [spec.layer for spec in plan.specs]
-    results = evaluate(subject, held_out, layers, [t.model for t in trainers], own_fitters, own_means)
-    shared = kept_overlap(corpus)
-    for (spec, writer), trainer, result, mean in zip(writers.items(), trainers, results, own_means, strict=True):
-        save_dictionary(writer.partial, trainer.model, spec.facts(), mean)
+    source = Source(subject, store, plan.places, config, parallel)
+    means = kept_token_means(source, snapshots) if args.sae.skip_embed else [None] * len(plan.places)
+    laws = source.laws(means) if args.sae.null in FITTED else {}
+    with _progress(config, writers) as progress:
+        training = begin(source, plan, means, progress, snapshots, laws)
+        _run(training, config, snapshots)
+    training.gather(parallel)
+    trainers = list(training.trainers.values())
+    written = [writer for writer in writers.values() if writer]
+    if not written:
+        return
+    results = evaluate(subject, held_out, _placed(plan, training, means))
+    shared, seconds = kept_overlap(corpus), round(progress.seconds, 3)
+    for spec, writer, trainer, result in zip(plan.specs, written, trainers, results, strict=True):
+        if spec.sae.null == "gaussian":
+            fresh = noise(config.seed, spec.hookpoint, config.n_steps)
+            floor = gaussian_fvu(trainer.model, laws[spec.hookpoint], config.eval_tokens, fresh)
+            result["fvu_gaussian"] = floor
+        save_dictionary(writer.partial, trainer.model, spec.facts(), means[plan.places.index(spec.hookpoint)])
         _save_metrics(writer, trainer, result)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
-        writer.finish({**counts, "overlap": shared}, {"training_seconds": round(seconds, 3)})
+        counts |= {"processes": parallel.world, "latent_shards": parallel.shards} if parallel.world > 1 else {}
+        writer.finish({**counts, "overlap": shared}, {"training_seconds": seconds})
 
 
-def _fitters(subject: Subject, n: int) -> list[BaselineFitter]:
-    vocabulary = int(subject.model.get_input_embeddings().weight.shape[0])
-    return [BaselineFitter(vocabulary, subject.d_model, subject.device) for _ in range(n)]
+def _placed(plan: Plan, training: TrainingPass, means: Sequence[TokenMean | None]) -> list[Placed]:
+    found = []
+    for spec, trainer in zip(plan.specs, training.trainers.values(), strict=True):
+        place = plan.places.index(spec.target)
+        found.append(Placed(trainer.model, spec.hookpoint, spec.target, training.fitters[place], means[place]))
+    return found
 
 
-def _vectors(
-    subject: Subject, store: ContextStore, places: Sequence[Hookpoint], config: TrainConfig
-) -> Iterator[ActivationBatch]:
-    """The training split's vectors; every call gives the same."""
-    order = np.random.default_rng(config.seed)
-    layers = [place.layer for place in places]
-    return stream(subject, store, layers, store.batches(SUBJECT_BATCH_TOKENS, order, config.tokens))
+@contextlib.contextmanager
+def _progress(config: TrainConfig, writers: Writers) -> Iterator[Progress]:
+    """Bar, logs and curves of a training, open while it runs."""
+    written = {spec.name: writer for spec, writer in writers.items() if writer}
+    settings = {name: writer.config for name, writer in written.items()}
+    key = digest([settings, [writer.parents for writer in written.values()]])[:16]
+    with contextlib.ExitStack() as stack:
+        curves = stack.enter_context(tracking(config.track if written else "none", config.run.name, key, settings))
+        paths = {spec.name: w.partial / LOG if w else Path(os.devnull) for spec, w in writers.items()}
+        logs = {name: stack.enter_context(path.open("w")) for name, path in paths.items()}
+        yield stack.enter_context(contextlib.closing(Progress(logs, config, curves)))
 
 
-def _fitted(batches: Iterable[ActivationBatch], fitters: Sequence[BaselineFitter]) -> Iterator[ActivationBatch]:
-    """The activation stream, which the baselines see on its way to the dictionaries."""
-    for batch in batches:
-        for fitter, x in zip(fitters, batch.layers, strict=True):
-            fitter.update(x, batch.token_ids)
-        yield batch
+def _run(training: TrainingPass, config: TrainConfig, snapshots: SnapshotStore | None) -> None:
+    """Train to the end.
 
-
-def _token_means(
-    subject: Subject, store: ContextStore, places: Sequence[Hookpoint], args: Arguments
-) -> list[TokenMean | None]:
-    """Each token's mean vector over the training split, from a pass of its own."""
-    fitters = _fitters(subject, len(places))
-    batches = _fitted(_vectors(subject, store, places, args.train), fitters)
-    with tqdm(total=args.train.tokens, unit="tok", unit_scale=True, desc="token means", mininterval=1.0) as bar:
-        for batch in batches:
-            bar.update(len(batch.token_ids))
-    return [fitter.token_mean() for fitter in fitters]
-
-
-def _trainer(args: Arguments, spec: DictionarySpec, device: torch.device, x: Tensor, target: Tensor) -> Trainer:
-    model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1])).to(device)
-    # One generator per dictionary: which others are trained beside it must not change it.
-    model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
-    config = args.train
-    return Trainer(model, spec.sae, learning_rate(config, model.n_latents), config.dead_after * config.tokens)
+    Raises:
+        InputError: a loss has exploded; the last snapshot stays, and the message names it.
+    """
+    save = functools.partial(training.save, snapshots) if snapshots else None
+    try:
+        train(list(training.trainers.values()), training.batches, config, training.progress, training.step, save)
+    except Diverged as error:
+        raise InputError(f"{error}{snapshots.last_words() if snapshots else ''}") from None
 
 
 def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, Any]) -> None:
     dead = {"dead_share": trainer.dead_share, "dead_after_tokens": int(trainer.window)}
     metrics = {**result, **dead, "k": trainer.model.k, "n_tokens_train": trainer.tokens}
-    # JSON has no nan; a metric that is undefined is null.
-    write_json(writer.partial / "metrics.json", {k: None if math.isnan(v) else v for k, v in metrics.items()})
+    write_json(writer.partial / "metrics.json", metrics)
 
 
-def _check_subject(subject: Subject, args: Arguments) -> None:
-    for layer in args.train.layers:
-        subject.check_layer(layer)
+def _check_subject(subject: Subject, args: Arguments, parallel: Parallel) -> None:
     for spec in asked(args.train, args.sae):
-        spec.architecture(subject.d_model, subject.d_model)
+        shape = spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target))
+        check_shardable(shape, spec.sae.null, parallel.shards)
     subject.check_context(args.corpus.context_length)
 
 

@@ -14,8 +14,9 @@ from sae.cache import main
 from sae.checkpoint import load_dictionary
 from sae.config import SubjectConfig
 from sae.errors import InputError
+from sae.hookpoints import Hookpoint
 from sae.latents import LatentCache
-from sae.subject import load_subject, residuals
+from sae.subject import caught, load_subject
 from sae.train import main as train_main
 
 
@@ -45,7 +46,7 @@ def test_the_cache_holds_what_a_dense_pass_finds(run: Path, neox_folder: Path, c
     for context in range(0, cache.n_contexts, 7):
         begin, end = cache.context_offsets[context : context + 2]
         ids = torch.from_numpy(cache.token_ids[begin:end].astype(np.int64))[None]
-        (x,) = residuals(subject, ids, torch.zeros(1), torch.zeros(1), [1])
+        (x,) = caught(subject, ids, torch.zeros(1), torch.zeros(1), [Hookpoint(1)])
         with torch.no_grad():
             values, indices = model.encode(x[0])
         expected = torch.zeros(len(x[0]), cache.n_latents).scatter(1, indices, values)
@@ -123,7 +124,7 @@ def test_subject_and_corpus_may_move_as_long_as_they_stay_the_same(
         ("--run {run} --dictionary {copy} --name a/b", r"'a/b' cannot be a dictionary's name"),
         ("--run {tmp}/new --subject {neox} --corpus {corpus}", r"not a run.*sae\.train"),
         ("--run {run} --corpus {corpus} --dictionary {tmp}/none", r"no such folder"),
-        ("--run {run} --corpus {corpus} --dictionary {tmp}", r"config\.json is missing"),
+        ("--run {run} --corpus {corpus} --dictionary {tmp}", r"holds no dictionary; known are own"),
         (
             "--run {run} --corpus {corpus} --dictionary {sae} --hookpoint mlp",
             r"hookpoint 'mlp' is unknown",

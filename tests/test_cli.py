@@ -48,7 +48,7 @@ def test_the_fixed_flags_of_caching_are_understood() -> None:
         (["--run", "", "--subject", "s", "--layers", "1"], r"--run holds an empty value; give one"),
         ([*GOOD, "--warmup", "1.5"], r"--warmup is a share"),
         (["--run", "r", "--subject", "s", "--layers"], r"--layers"),
-        (["--run", "r", "--subject", "s", "--layers", "1", "1"], r"names a layer twice"),
+        (["--run", "r", "--subject", "s", "--layers", "1", "1"], r"names something twice"),
     ],
 )
 def test_a_wrong_flag_is_one_line(argv: list[str], message: str) -> None:

@@ -18,6 +18,7 @@ TORCH_FREE = {
     "sae.cli",
     "sae.config",
     "sae.errors",
+    "sae.hookpoints",
     "sae.latents",
     "sae.pydocs",
     "sae.runs",

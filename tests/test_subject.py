@@ -15,7 +15,8 @@ from transformers import BertConfig, BertLMHeadModel
 
 from sae.config import SubjectConfig
 from sae.errors import InputError
-from sae.subject import Subject, load_subject, residuals
+from sae.hookpoints import Hookpoint
+from sae.subject import Subject, caught, load_subject
 from sae.weights import initial_model, step0_source, subject_digest, subject_identity, weights_digest
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
@@ -23,19 +24,19 @@ DOCUMENTS, STARTS = torch.tensor([3, 4]), torch.tensor([0, 7])
 
 
 def _residuals(subject: Subject, layers: list[int], ids: torch.Tensor = IDS) -> list[torch.Tensor]:
-    return residuals(subject, ids, DOCUMENTS[: len(ids)], STARTS[: len(ids)], layers)
+    return caught(subject, ids, DOCUMENTS[: len(ids)], STARTS[: len(ids)], [Hookpoint(n) for n in layers])
 
 
 @pytest.mark.parametrize("family", ["neox_folder", "llama_folder"])
 def test_hookpoints_are_the_residual_stream_after_each_block(family: str, request: pytest.FixtureRequest) -> None:
     subject = load_subject(SubjectConfig(str(request.getfixturevalue(family))))
     n = len(subject.blocks)
-    caught = _residuals(subject, list(range(n)))
+    vectors = _residuals(subject, list(range(n)))
     states = subject.model(IDS, output_hidden_states=True).hidden_states
     # hidden_states[l + 1] is what block l returns, but for the last one, which a final norm has changed.
     for layer in range(n - 1):
-        torch.testing.assert_close(caught[layer], states[layer + 1])
-    assert not torch.allclose(caught[-1], states[-1])
+        torch.testing.assert_close(vectors[layer], states[layer + 1])
+    assert not torch.allclose(vectors[-1], states[-1])
 
 
 def test_the_pass_ends_after_the_last_block_asked_and_leaves_no_hooks(neox_folder: Path) -> None:
@@ -53,7 +54,7 @@ def test_the_pass_ends_after_the_last_block_asked_and_leaves_no_hooks(neox_folde
 def test_padding_on_the_right_changes_nothing_on_the_left(llama_folder: Path) -> None:
     subject = load_subject(SubjectConfig(str(llama_folder)))
     (padded,) = _residuals(subject, [1])
-    (alone,) = residuals(subject, IDS[1:, :3], DOCUMENTS[1:], STARTS[1:], [1])
+    (alone,) = caught(subject, IDS[1:, :3], DOCUMENTS[1:], STARTS[1:], [Hookpoint(1)])
     torch.testing.assert_close(padded[1, :3], alone[0])
 
 
@@ -91,10 +92,10 @@ def test_matched_control_has_the_scale_of_the_trained_embeddings(neox_folder: Pa
     matched = load_subject(SubjectConfig(str(neox_folder), variant="control", control_scale="matched"))
     scale = float(matched.model.get_input_embeddings().weight.square().mean().sqrt())
     assert matched.report["embedding_scale"] == pytest.approx(scale)
-    caught: list[torch.Tensor] = []
-    matched.blocks[0].register_forward_pre_hook(lambda _m, inputs: caught.append(inputs[0]))
+    vectors: list[torch.Tensor] = []
+    matched.blocks[0].register_forward_pre_hook(lambda _m, inputs: vectors.append(inputs[0]))
     _residuals(matched, [0])
-    assert float(caught[0].square().mean().sqrt()) == pytest.approx(scale, rel=0.1)
+    assert float(vectors[0].square().mean().sqrt()) == pytest.approx(scale, rel=0.1)
 
 
 def test_step0_follows_the_recipe_where_there_is_one(neox_folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ SUITE = 'subject = "s"\nvariants = ["trained"]\nlayers = [1]\n'
         (SUITE + "k = 0", "k must be at least 1"),
         (SUITE + 'scorers = ["telepathy"]', "no scorer 'telepathy'"),
         (SUITE + 'nulls = ["chance"]', "no null 'chance'"),
+        (SUITE + 'dictionary_nulls = ["oracle"]', "no dictionary_null 'oracle'"),
+        (SUITE + 'architecture = "dense"', "no architecture 'dense'"),
+        (SUITE + 'architecture = "relu"\ndictionary_nulls = ["pca"]', "--null pca is not trained"),
         (SUITE + 'explainer = "oracle"', "no explainer 'oracle'"),
         (SUITE + 'explainer = "max_activating"', "asks an LLM"),
         (SUITE + 'client = "openai"', "needs --model"),
@@ -91,6 +94,20 @@ def test_blocks_and_skip_embed_reach_the_training(tmp_path: Path) -> None:
     path.write_text(SUITE.replace('"trained"', '"control:matched"'))
     flags = suites._flags(Suite.read(path), "train", tmp_path, "control:matched", 0)
     assert parse(TrainArguments, flags, "train").subject.control_scale == "matched"
+
+
+def test_nulls_of_the_dictionaries_are_trained_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[str, str]] = []
+
+    def stage(name: str) -> Callable[[Sequence[str]], None]:
+        return lambda flags: called.append((name, flags[flags.index("--null") + 1] if "--null" in flags else ""))
+
+    monkeypatch.setattr(suites, "_stage", stage)
+    path = tmp_path / "suite.toml"
+    path.write_text(SUITE + 'dictionary_nulls = ["pca", "frozen-decoder"]\n')
+    assert suites.run_suite(Suite.read(path), tmp_path) == [tmp_path / "trained"]
+    assert called[:3] == [("train", ""), ("train", "pca"), ("train", "frozen-decoder")]
+    assert called[3:] == [(name, "") for name in ("cache", "measure", "explain", "score")]
 
 
 def test_a_suite_makes_its_runs_in_order_and_does_nothing_twice(

@@ -16,10 +16,12 @@ from sae.cache import main as cache_main
 from sae.checkpoint import load_dictionary, load_token_means, save_dictionary
 from sae.config import SAEConfig, SubjectConfig, TrainConfig
 from sae.errors import InputError
+from sae.hookpoints import Hookpoint
 from sae.latents import LatentCache
 from sae.model import SparseAutoencoder
+from sae.progress import Progress
 from sae.specs import DictionarySpec
-from sae.subject import load_subject, residuals
+from sae.subject import caught, load_subject
 from sae.train import main, train
 from sae.trainer import Trainer, learning_rate, schedule
 
@@ -39,7 +41,9 @@ def test_planted_directions_are_recovered() -> None:
     model.initialise(x[:1000], generator)
     config = TrainConfig(Path("unused"), (0,), tokens=len(x), batch_tokens=128)
     batches = ([(x[i : i + 128], x[i : i + 128])] for i in range(0, len(x), 128))
-    train([Trainer(model, SAEConfig(k=3), 3e-3, 1e9)], batches, config, [io.StringIO()])
+    progress = Progress({"planted": io.StringIO()}, config)
+    train([Trainer(model, SAEConfig(k=3), 3e-3, 1e9)], batches, config, progress)
+    progress.close()
     cosine = (truth @ model.w_dec.detach().T).max(1).values
     assert float(cosine.mean()) > 0.9
 
@@ -194,7 +198,7 @@ def test_skip_embed_leaves_nothing_that_a_token_lookup_could_tell(
     subject = load_subject(SubjectConfig(str(neox_folder)))
     begin, end = cache.context_offsets[3:5]
     ids = torch.from_numpy(cache.token_ids[begin:end].astype(np.int64))
-    (x,) = residuals(subject, ids[None], torch.zeros(1), torch.zeros(1), [1])
+    (x,) = caught(subject, ids[None], torch.zeros(1), torch.zeros(1), [Hookpoint(1)])
     values, indices = model.encode(x[0] - means.by_token[ids])
     expected = sorted(indices[5][values[5] > 0].tolist())
     assert [n for n in range(cache.n_latents) if begin + 5 in cache.entries(n)[0]] == expected

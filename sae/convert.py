@@ -1,0 +1,93 @@
+"""`python -m sae.convert`: a dictionary of any known format, saved in another."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sae.artifacts import locked
+from sae.checkpoint import save_dictionary
+from sae.cli import parse, run_stage
+from sae.errors import InputError
+from sae.formats import FORMATS, Foreign, load_foreign
+from sae.hookpoints import Hookpoint
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Save a dictionary in another format."""
+
+    dictionary: str
+    """Folder or hub id (owner/name[/sub/folder]) of a dictionary of any known format."""
+    to: Literal["sparsify", "saelens", "own"]
+    """Format to save in."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder to write."""
+    hookpoint: str | None = None
+    """Where the dictionary reads, e.g. layers.3; by default what its files say."""
+    overwrite: bool = False
+    """Replace the dictionary that is in the folder."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert one dictionary."""
+    args = parse(Arguments, argv, "python -m sae.convert")
+    foreign = load_foreign(args.dictionary)
+    facts = dict(foreign.facts)
+    if args.hookpoint is not None:
+        hookpoint = Hookpoint.parse(args.hookpoint)
+        facts |= {"hookpoint": str(hookpoint), "layer": hookpoint.layer}
+    with _replacing(args.out, args.overwrite, foreign.folder) as folder:
+        _save(folder, args.to, foreign, facts)
+    shape = foreign.model.architecture
+    read = f"{foreign.facts['format']}, {shape.kind}, {shape.d_in} -> {shape.n_latents:,} latents"
+    print(f"{args.out}: {args.to}, from {args.dictionary} ({read})")
+
+
+def _save(folder: Path, library: str, foreign: Foreign, facts: dict[str, object]) -> None:
+    save = FORMATS[library].save
+    if save is None:
+        shape = foreign.model.architecture.as_dict()
+        others = {name: value for name, value in facts.items() if name not in shape}
+        save_dictionary(folder, foreign.model, others, foreign.means)
+    elif foreign.means is not None:
+        raise InputError(f"{library}'s format has no token means to take off the inputs (--skip-embed); use --to own")
+    else:
+        save(folder, foreign.model, facts)
+
+
+@contextlib.contextmanager
+def _replacing(out: Path, overwrite: bool, source: Path) -> Iterator[Path]:
+    """A folder to write in that takes the place of `out` when everything is written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not overwrite:
+            raise InputError(f"{out} exists; name another --out, or pass --overwrite")
+        known = {file for known in FORMATS.values() for file in known.files}
+        others = sorted(path.name for path in out.iterdir() if path.name not in known) if out.is_dir() else [out.name]
+        if others or out.samefile(source):
+            why = f"holds more than a dictionary ({others[0]})" if others else "is what is to be converted"
+            raise InputError(f"{out} {why}; name another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.old.partial")
+    with locked(out.with_name(f".{out.name}.lock"), f"another process is writing {out}; wait for it or stop it"):
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            if out.exists():
+                out.rename(old)
+            partial.rename(out)
+        finally:
+            for folder in (partial, old):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))
