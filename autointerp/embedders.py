@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from autointerp.records import Ability, Completion, Request
+from autointerp.plugins import Ability
+from autointerp.records import Completion, Request
 from sae.errors import InputError
 
 Vectors = npt.NDArray[np.float32]

@@ -9,8 +9,9 @@ from autointerp.config import ClientConfig
 from autointerp.jobs import J
 from autointerp.journal import asked_keys
 from autointerp.judging import Question
+from autointerp.plugins import LLMClient
 from autointerp.prices import BATCH_DISCOUNT, Price, price_of
-from autointerp.records import LLMClient, Usage
+from autointerp.records import Usage
 from autointerp.store import ResponseStore, prompt_characters
 from sae.artifacts import completed, partial_of
 

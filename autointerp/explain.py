@@ -36,19 +36,10 @@ from autointerp.jobs import make_missing
 from autointerp.journal import Journal
 from autointerp.judging import Question, ask_missing
 from autointerp.negatives import hard_windows
+from autointerp.plugins import Explainer, LLMClient
 from autointerp.prompting import Prompts
 from autointerp.reasking import again, asked_again
-from autointerp.records import (
-    ANSWERED,
-    FAILED,
-    Completion,
-    Explainer,
-    Explanation,
-    LLMClient,
-    Request,
-    Sampling,
-    Usage,
-)
+from autointerp.records import ANSWERED, FAILED, Completion, Explanation, Request, Sampling, Usage
 from sae.artifacts import Manifest, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError

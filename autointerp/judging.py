@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from autointerp.journal import Journal
-from autointerp.records import Completion, LLMClient, Request
+from autointerp.plugins import LLMClient
+from autointerp.records import Completion, Request
 from sae.errors import InputError
 
 LOG = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from autointerp.records import Atom
+from autointerp.plugins import Atom
 from sae.latents import LatentCache
 
 THRESHOLD = 0.5

@@ -12,8 +12,8 @@ from autointerp.embedders import Embedder, EmbeddingClient, make_embedder
 from autointerp.examples import ExampleSampler
 from autointerp.negatives import HardSampler
 from autointerp.nulls import NULLS, ORACLE, SHUFFLED
+from autointerp.plugins import LLMClient, Scorer
 from autointerp.prompting import TASKS, Prompts
-from autointerp.records import LLMClient, Scorer
 from autointerp.scorers import ACTIVATING_ONLY, SCORERS, WITHOUT_EXPLANATION, WITHOUT_LLM
 from autointerp.sources import Source, find_sources
 from sae.errors import InputError

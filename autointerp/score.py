@@ -31,9 +31,10 @@ from autointerp.jobs import make_missing
 from autointerp.journal import Journal
 from autointerp.judging import Question, ask_missing
 from autointerp.nulls import RULES
+from autointerp.plugins import Atom, LLMClient, Scorer
 from autointerp.prompting import Prompts
 from autointerp.protocols import Judges, resolved, sampler_of, scorer_of, sources_of
-from autointerp.records import Atom, LLMClient, Sampling, Scorer
+from autointerp.records import Sampling
 from autointerp.sources import Source
 from autointerp.trials import Judging
 from sae.artifacts import Manifest, read_manifest, writing

@@ -16,18 +16,9 @@ from autointerp.grading import LISTS, graded, list_schema, without_object
 from autointerp.journal import Journal
 from autointerp.judging import Question
 from autointerp.nulls import RULES, SHUFFLED, other_of_like_density, token_pairs
+from autointerp.plugins import Scorer
 from autointerp.reasking import again, asked_again
-from autointerp.records import (
-    ANSWERED,
-    FAILED,
-    Completion,
-    Explanation,
-    Judgement,
-    Sampling,
-    Scorer,
-    Trial,
-    Verdict,
-)
+from autointerp.records import ANSWERED, FAILED, Completion, Explanation, Judgement, Sampling, Trial, Verdict
 
 LOG = logging.getLogger(__name__)
 

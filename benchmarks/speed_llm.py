@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from autointerp import explain, score
 from autointerp.clients.openai_compatible import OpenAIClient
-from autointerp.records import Completion, LLMClient, Request
+from autointerp.plugins import LLMClient
+from autointerp.records import Completion, Request
 from benchmarks.chat_protocol import answer_of, serve
 from benchmarks.planted import DICTIONARY, TOKENIZER, Firings, Text, topics_text, write_latents
 from sae.artifacts import dictionary_folder, latents_folder, writing

@@ -16,8 +16,9 @@ from autointerp.artifacts import plain_row
 from autointerp.config import ExamplesConfig
 from autointerp.examples import ExampleSampler
 from autointerp.metrics import summary_metrics
+from autointerp.plugins import Scorer
 from autointerp.prompting import Prompts
-from autointerp.records import Completion, Judgement, LatentExamples, Request, Scorer
+from autointerp.records import Completion, Judgement, LatentExamples, Request
 from autointerp.scorers import SCORERS
 
 TRUE, OTHER = "object", "number"

@@ -20,7 +20,8 @@ from autointerp.clients.scripted import ScriptedClient
 from autointerp.config import ClientConfig
 from autointerp.explain import main as explain
 from autointerp.metrics import latent_metrics
-from autointerp.records import ANSWERED, LLMClient
+from autointerp.plugins import LLMClient
+from autointerp.records import ANSWERED
 from autointerp.score import main as score
 from sae.artifacts import latents_folder, read_manifest, write_json
 from sae.cli import run_stage

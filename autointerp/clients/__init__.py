@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from autointerp.clients.cached import CachedClient
 from autointerp.config import OFFLINE, ClientConfig
+from autointerp.plugins import LLMClient
 from autointerp.prices import budget_of, price_of
-from autointerp.records import LLMClient, Sampling
+from autointerp.records import Sampling
 from autointerp.store import open_store
 from sae.errors import InputError
 

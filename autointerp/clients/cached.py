@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from autointerp.records import Completion, LLMClient, Request
+from autointerp.plugins import LLMClient
+from autointerp.records import Completion, Request
 from autointerp.store import ResponseStore
 
 

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
+from autointerp.plugins import LLMClient
 from autointerp.prices import Budget
-from autointerp.records import Completion, LLMClient, Request, Usage
+from autointerp.records import Completion, Request, Usage
 from autointerp.store import prompt_characters
 from sae.errors import InputError
 

@@ -18,7 +18,8 @@ from autointerp.clients.openai_compatible import OpenAIClient
 from autointerp.config import ClientConfig
 from autointerp.grading import LISTS, STRENGTHS, TOP
 from autointerp.judging import HOPELESS
-from autointerp.records import Completion, LLMClient, Message, Request, Sampling
+from autointerp.plugins import LLMClient
+from autointerp.records import Completion, Message, Request, Sampling
 from autointerp.store import ResponseStore
 from sae.artifacts import write_json
 from sae.errors import InputError

@@ -8,8 +8,8 @@ from autointerp.config import OFFLINE
 from autointerp.explainers.delphi import DelphiExplainer
 from autointerp.explainers.lexical import LexicalExplainer
 from autointerp.explainers.max_activating import ContrastiveExplainer, MaxActivatingExplainer
+from autointerp.plugins import Explainer
 from autointerp.prompting import Prompts
-from autointerp.records import Explainer
 from sae.errors import InputError
 
 EXPLAINERS: dict[str, Callable[[Prompts], Explainer]] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autointerp.plugins import Scorer
 from autointerp.prompting import Prompts
-from autointerp.records import Scorer
 from autointerp.scorers.detection import DetectionScorer
 from autointerp.scorers.embedding import EmbeddingScorer
 from autointerp.scorers.fuzzing import DelphiFuzzingScorer, FuzzingScorer

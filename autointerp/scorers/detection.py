@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autointerp.plugins import Ability, Atom
 from autointerp.prompting import Prompts
-from autointerp.records import Ability, Atom, Completion, LatentExamples, Trial, Verdict
+from autointerp.records import Completion, LatentExamples, Trial, Verdict
 from autointerp.scorers.answers import verdicts
 
 

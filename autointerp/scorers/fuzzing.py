@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autointerp.plugins import Ability, Atom
 from autointerp.prompting import MARK_ABOVE, Prompts, highlighted, marks_for
-from autointerp.records import Ability, Atom, Completion, Example, LatentExamples, Trial, Verdict
+from autointerp.records import Completion, Example, LatentExamples, Trial, Verdict
 from autointerp.scorers.answers import verdicts
 
 Places = tuple[int, ...]

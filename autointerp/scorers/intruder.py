@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autointerp.plugins import Ability, Atom
 from autointerp.prompting import Prompts, highlighted, marks_for
-from autointerp.records import Ability, Atom, Completion, Example, LatentExamples, Trial, Verdict
+from autointerp.records import Completion, Example, LatentExamples, Trial, Verdict
 from autointerp.scorers.answers import failure, unread
 from autointerp.scorers.fuzzing import Places, right_places
 

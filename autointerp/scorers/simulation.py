@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autointerp.plugins import Ability, Atom
 from autointerp.prompting import Prompts
-from autointerp.records import Ability, Atom, Completion, Example, LatentExamples, TokenLogprob, Trial, Verdict
+from autointerp.records import Completion, Example, LatentExamples, TokenLogprob, Trial, Verdict
 from autointerp.scorers.answers import FENCE, failure, unread
 
 TASK = "score/simulation"
