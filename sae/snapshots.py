@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae.arithmetic import screen_dtype
 from sae.artifacts import digest, file_digest, package_versions
 from sae.config import TrainConfig
 from sae.distributed import ALONE, Parallel
@@ -43,7 +44,8 @@ def environment(device: torch.device, parallel: Parallel = ALONE) -> dict[str, s
     grid = f"{parallel.rank} of {parallel.world} in groups of {parallel.shards}"
     versions = {name: version for name, version in package_versions().items() if name in ("torch", "transformers")}
     place = {"process": grid} if parallel.world > 1 else {}
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, **versions, **place}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "screen": str(screen_dtype(device)).removeprefix("torch."), **versions, **place}
 
 
 class SnapshotClock:
@@ -186,7 +188,10 @@ class SnapshotStore:
             return f"{', '.join(sorted(missing))} was not trained with it"
         if any(facts["requests"][name] != request for name, request in self.requests.items()):
             return "it was made with other settings"
-        return "" if facts["environment"] == self.environment else "it was made on another device or by other packages"
+        there, here = facts["environment"], self.environment
+        unlike = (name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name))
+        found = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in unlike)
+        return f"it was made on another device or by other packages ({found})" if found else ""
 
     def last_words(self) -> str:
         """Where the last good state lies, for the end of a message that the training has failed."""
