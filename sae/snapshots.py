@@ -34,7 +34,7 @@ MEANS, STEP = "means", "step"
 UNFINISHED = ".partial"
 STEPS_BETWEEN_QUESTIONS = 20
 """How often several processes ask the main one for the time."""
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 
 Part = tuple[str, Mapping[str, Tensor]]
 
@@ -136,7 +136,8 @@ class SnapshotStore:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             digests = {part: _write(partial / f"{part}.safetensors", tensors) for part, tensors in parts}
-            whole = {**facts, "requests": self.requests, "environment": self.environment, "digests": digests}
+            own = {"requests": self.requests, "environment": self.environment, "threads": torch.get_num_threads()}
+            whole = {**facts, **own, "digests": digests}
             (partial / FACTS).write_text(json.dumps(whole))
             for path in (partial / FACTS, partial):
                 _flush(path)
@@ -161,7 +162,9 @@ class SnapshotStore:
             usable = {_number(snapshot.folder): snapshot for snapshot in self._usable(kind)}
             common = self.parallel.held_by_all(list(usable))
             snapshot = usable[max(common)] if common else None
-        self.kept = snapshot.folder if snapshot else self.kept
+        if snapshot:
+            self.kept = snapshot.folder
+            _take_threads(snapshot)
         return snapshot
 
     def _usable(self, kind: str) -> Iterator[Snapshot]:
@@ -204,6 +207,19 @@ class SnapshotStore:
         """Forget this command's snapshots, of all processes that had one here."""
         for folder in self.parent.glob(f"{self._stem}*"):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_threads(snapshot: Snapshot) -> None:
+    """Go on with as many threads as a snapshot was made with: the order of float32 sums depends on it."""
+    threads, here = snapshot.facts.get("threads"), torch.get_num_threads()
+    if threads and threads != here and snapshot.facts["environment"].get("device") == "cpu":
+        log.info(
+            "taking %d threads instead of %d, as %s was made with: the numbers stay the same",
+            threads,
+            here,
+            snapshot.folder,
+        )
+        torch.set_num_threads(threads)
 
 
 def _number(path: Path) -> int:

@@ -303,6 +303,23 @@ def test_another_device_or_another_pytorch_starts_anew(tmp_path: Path, caplog: p
     assert "on another device or by other packages (torch 2.8 there, 2.9 here)" in caplog.text
 
 
+def test_a_training_goes_on_with_the_threads_that_it_began_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = torch.get_num_threads()
+    store = SnapshotStore(tmp_path, ("a",), {"a": "1"}, {"device": "cpu"})
+    try:
+        torch.set_num_threads(2)
+        store.save("step-1", {}, [])
+        torch.set_num_threads(1)
+        assert store.newest("step")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert "taking 2 threads instead of 1" in caplog.text
+
+
 def test_a_machine_that_screens_in_another_arithmetic_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
