@@ -285,3 +285,15 @@ def locked(lock: Path, busy: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(str(busy)) from None
         yield
+
+
+def is_locked(lock: Path) -> bool:
+    """Whether somebody holds the lock of a file."""
+    try:
+        with lock.open("r") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

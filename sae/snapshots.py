@@ -212,7 +212,7 @@ class SnapshotStore:
 def _take_threads(snapshot: Snapshot) -> None:
     """Go on with as many threads as a snapshot was made with: the order of float32 sums depends on it."""
     threads, here = snapshot.facts.get("threads"), torch.get_num_threads()
-    if threads and threads != here and snapshot.facts["environment"].get("device") == "cpu":
+    if isinstance(threads, int) and 0 < threads != here and snapshot.facts["environment"].get("device") == "cpu":
         log.info(
             "taking %d threads instead of %d, as %s was made with: the numbers stay the same",
             threads,
