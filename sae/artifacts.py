@@ -129,7 +129,8 @@ def read_json(path: Path, mend: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {mend}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        # Not every refusal is a JSONDecodeError: a number may have too many digits, brackets may go too deep.
         raise InputError(f"{path} is damaged ({error}); {mend}") from None
 
 
@@ -298,3 +299,15 @@ def locked(lock: Path, busy: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(str(busy)) from None
         yield
+
+
+def is_locked(lock: Path) -> bool:
+    """Whether somebody holds the lock of a file."""
+    try:
+        with lock.open("r") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

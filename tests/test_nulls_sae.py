@@ -22,6 +22,7 @@ from sae.checkpoint import load_dictionary
 from sae.config import UNTRAINED, Null, SAEConfig, TrainConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
+from sae.losses import Pass
 from sae.metrics import BaselineFitter, Moments
 from sae.model import SparseAutoencoder
 from sae.nulls import Gaussian, gaussian_fvu, keep_near, noise, set_directions, twins
@@ -196,6 +197,47 @@ def test_nulls_of_one_place_have_no_transcoder(null: Null) -> None:
 def test_a_basis_has_two_latents_a_dimension_whatever_was_asked() -> None:
     (spec,) = asked(TrainConfig(Path("r"), (0,)), SAEConfig(k=32, null="pca", expansion=16))
     assert spec.architecture(64, 64).n_latents == 128 and spec.name == "layers.0.pca.x2"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--null", "gaussian"],
+        ["--null", "pca"],
+        ["--null", "random-directions", "--skip-embed"],
+        ["--null", "soft-frozen-decoder", "--learning-rate", "0.1"],
+        ["--architecture", "batch_topk"],
+        ["--architecture", "jumprelu"],
+    ],
+)
+def test_a_training_that_was_stopped_gives_the_files_of_one_that_was_not(
+    flags: list[str], tmp_path: Path, neox_folder: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(run: str) -> list[str]:
+        common = f"--run {tmp_path / run} --subject {neox_folder} --corpus {corpus_file} --tokens 2000 --k 4"
+        sizes = "--expansion 2 --context-length 64 --batch-tokens 256 --buffer-tokens 512 --eval-tokens 200"
+        return [*common.split(), *sizes.split(), "--layers", "1", "--snapshot-steps", "2", *flags]
+
+    train(command("whole"))
+    step, calls = Trainer.step, [0]
+
+    def dying(self: Trainer, x: Tensor, target: Tensor, rates: Rates) -> Pass:
+        calls[0] += 1
+        if calls[0] == 6:
+            raise KeyboardInterrupt
+        return step(self, x, target, rates)
+
+    monkeypatch.setattr(Trainer, "step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(command("stopped"))
+    train(command("stopped"))
+    # Eight steps, of which four were not done again.
+    assert calls[0] == 6 + 4
+    found = [sorted((tmp_path / run / "sae").glob("layers.1*/*")) for run in ("whole", "stopped")]
+    for whole, stopped in zip(*found, strict=True):
+        assert whole.name == stopped.name
+        if whole.name in ("weights.safetensors", "metrics.json"):
+            assert whole.read_bytes() == stopped.read_bytes(), whole.name
 
 
 def test_every_kind_and_every_null_goes_through_every_stage(

@@ -97,15 +97,22 @@ def test_a_run_trains_each_layer_and_a_second_call_does_nothing(
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_a_layer_trained_alone_equals_the_same_layer_trained_beside_others(
+def test_a_dictionary_trained_alone_equals_the_same_one_trained_beside_others(
     tmp_path: Path, neox_folder: Path, corpus_file: Path
 ) -> None:
-    main([*_flags(tmp_path / "both", neox_folder, corpus_file), "--layers", "0", "1"])
-    main([*_flags(tmp_path / "one", neox_folder, corpus_file), "--layers", "1"])
-    both, _ = load_dictionary(tmp_path / "both" / "sae" / "layers.1.k4.x2")
-    one, _ = load_dictionary(tmp_path / "one" / "sae" / "layers.1.k4.x2")
-    for a, b in zip(both.parameters(), one.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    flags = ["--dead-after", "0.05", "--optimiser-state", "8bit"]
+    together = ["--layers", "0", "1", "--sites", "residual", "mlp", "--ks", "3", "5", "--seeds", "0", "2"]
+    main([*_flags(tmp_path / "all", neox_folder, corpus_file), *flags, *together])
+    assert len(list((tmp_path / "all" / "sae").glob("[!.]*"))) == 16
+    for site, k, seed, name in (
+        ("residual", "5", "2", "layers.1.k5.x2.s2"),
+        ("mlp", "3", "0", "layers.1.mlp.k3.x2"),
+    ):
+        alone = ["--layers", "1", "--sites", site, "--k", k, "--seeds", seed]
+        main([*_flags(tmp_path / name, neox_folder, corpus_file), *flags, *alone])
+        one, beside = (tmp_path / run / "sae" / name for run in (name, "all"))
+        for file in ("weights.safetensors", "metrics.json", "config.json"):
+            assert (one / file).read_bytes() == (beside / file).read_bytes()
 
 
 @pytest.mark.parametrize(
