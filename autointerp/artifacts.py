@@ -1,9 +1,4 @@
-"""Explanations and scores on disk: where they lie, how answers are kept as they come, how rows are read and written.
-
-While an artifact is made, its `.partial` folder holds a journal with one line per answered request. A process that is
-killed loses at most the answers that were on their way; the next one with the same settings reads the journal and asks
-only for the rest. The rows are then written in their own order, so that nothing shows how often it was interrupted.
-"""
+"""Explanations and scores on disk: where they lie, how rows are read and written."""
 
 from __future__ import annotations
 
@@ -12,16 +7,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
-from autointerp.records import Explanation, ExplanationStatus, Judgement, Usage
+from autointerp.records import ANSWERED, Explanation, ExplanationStatus, Judgement, Usage
 from sae.artifacts import Manifest, complete_folders, dictionary_folder, digest, latents_folder, read_manifest
 from sae.errors import InputError
 from sae.latents import LatentCache
 
-JOURNAL = ".answers.jsonl"
 EXPLANATIONS = "explanations.jsonl"
 JUDGEMENTS = "judgements.jsonl"
 SCORES = "scores.csv"
@@ -31,7 +24,11 @@ COLUMNS = (
     *("n", "n_positive", "n_failed", "density"),
     *("auroc", "average_precision", "balanced_accuracy", "f1", "precision", "recall"),
     *("iou", "correlation", "null", "n_skipped", "status", "graded", "reason"),
+    *("accuracy", "chance", "n_repaired", "n_unparseable", "n_refused", "n_truncated", "n_error", "n_reasked"),
+    *("requests", "prompt_tokens", "completion_tokens"),
 )
+SPARE = ("earlier_key", "earlier_fault", "tokens")
+"""Fields of a row that are left out where they say nothing."""
 
 Row = dict[str, Any]
 
@@ -94,116 +91,32 @@ def open_cache(run: Path, dictionary: str) -> LatentCache:
     return cache
 
 
-class Journal:
-    """Answers as they come, one line per request; a line cut off by a kill counts as not written.
-
-    A slot is (latent, number of the request within the latent). Memory holds a slot's place in the file, not its rows.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / JOURNAL
-        self._places: dict[tuple[int, int], tuple[str, bool, int]] = {}
-        self.usage = Usage()
-        self.n_answers = 0
-        self._stream = self.path.open("a+b")
-        self._read_back()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def __len__(self) -> int:
-        return sum(not failed for _, failed, _ in self._places.values())
-
-    def answered(self, latent: int, number: int, key: str) -> bool:
-        """Whether this request has an answer; one that failed has none and may be sent again."""
-        found = self._places.get((latent, number))
-        return found is not None and found[0] == key and not found[1]
-
-    def add(self, slot: tuple[int, int], key: str, rows: Sequence[Any], usage: Usage) -> None:
-        """Append the rows that one answer gave (dataclasses), and make sure that a kill cannot take them away."""
-        place = self._stream.seek(0, 2)
-        entry = _entry(slot, key, rows, usage)
-        self._stream.write(entry)
-        self._stream.flush()
-        self._note(json.loads(entry), place)
-
-    def rows(self, latent: int, number: int) -> list[Row]:
-        """The rows of a request's last answer."""
-        self._stream.seek(self._places[latent, number][2])
-        return cast(list[Row], json.loads(self._stream.readline())["rows"])
-
-    def adopt(self, rows: Iterable[Explanation | Judgement], per_request: int, usage: Usage) -> None:
-        """Take over the rows of a complete artifact, of which some are to be asked again, and what they have cost.
-
-        Only the last request about a latent has fewer rows than the others, so that equal requests which follow each
-        other, as duplicate texts make them, can be told apart. A kill leaves the journal as it was, or with all rows.
-
-        Args:
-            rows: the rows, in the order of the requests.
-            per_request: rows of a request.
-            usage: what all of them have cost.
-        """
-        whole = self.path.with_suffix(".adopted")
-        with whole.open("wb") as stream:
-            for latent, group in groupby(rows, key=lambda row: row.latent):
-                answers = (list(same) for _, same in groupby(group, key=lambda row: row.request_key))
-                cut = [same[i : i + per_request] for same in answers for i in range(0, len(same), per_request)]
-                for number, part in enumerate(cut):
-                    stream.write(_entry((latent, number), part[0].request_key, part, usage))
-                    usage = Usage()
-        self._stream.close()
-        whole.replace(self.path)
-        self._stream = self.path.open("a+b")
-        self._read_back()
-
-    def costs(self) -> dict[str, int]:
-        """What all answers so far have cost, for the manifest; a request that was sent again counts again."""
-        tokens = {"prompt_tokens": self.usage.prompt_tokens, "completion_tokens": self.usage.completion_tokens}
-        return {"requests": self.n_answers, **tokens}
-
-    def _read_back(self) -> None:
-        self._stream.seek(0)
-        end = 0
-        for raw in self._stream:
-            try:
-                entry = json.loads(raw) if raw.endswith(b"\n") else None
-            except ValueError:
-                entry = None
-            if entry is None:
-                break
-            self._note(entry, end)
-            end += len(raw)
-        self._stream.truncate(end)
-
-    def _note(self, entry: Mapping[str, Any], place: int) -> None:
-        latent, number = entry["slot"]
-        failed = any(row["status"] == "error" for row in entry["rows"])
-        self._places[latent, number] = (entry["key"], failed, place)
-        prompt, completion = entry["usage"]
-        self.usage = Usage(self.usage.prompt_tokens + prompt, self.usage.completion_tokens + completion)
-        self.n_answers += 1
-
-
-def _entry(slot: tuple[int, int], key: str, rows: Sequence[Any], usage: Usage) -> bytes:
-    used = [usage.prompt_tokens, usage.completion_tokens]
-    return line({"slot": list(slot), "key": key, "usage": used, "rows": [_plain_row(row) for row in rows]}).encode()
-
-
 def usage_of(manifest: Manifest) -> Usage:
     """What a complete artifact has cost."""
     return Usage(manifest.counts["prompt_tokens"], manifest.counts["completion_tokens"])
 
 
+def usage_by_latent(folder: Path) -> dict[int, Usage]:
+    """What the answers about each latent of complete scores have cost; empty where the table does not say."""
+    try:
+        with (folder / SCORES).open(encoding="utf-8", newline="") as stream:
+            rows = csv.DictReader(stream)
+            return {int(r["latent"]): Usage(int(r["prompt_tokens"]), int(r["completion_tokens"])) for r in rows}
+    except (OSError, KeyError, ValueError, TypeError):
+        return {}
+
+
 def line(row: Any) -> str:
     """A row as one line of JSON."""
-    return json.dumps(_plain_row(row), ensure_ascii=False) + "\n"
+    return json.dumps(plain_row(row), ensure_ascii=False) + "\n"
 
 
-def _plain_row(row: Any) -> Row:
-    return row if isinstance(row, dict) else vars(row)
+def plain_row(row: Any) -> Row:
+    """A row (a dataclass, or as it is) as it is written."""
+    if isinstance(row, dict):
+        return row
+    spare = (*SPARE, "reason") if isinstance(row, Judgement) else SPARE
+    return {name: value for name, value in vars(row).items() if value or name not in spare}
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -281,13 +194,14 @@ def _explanation(row: Any, n_latents: int) -> Explanation:
     if status not in get_args(ExplanationStatus):
         raise ValueError(f"status must be one of {', '.join(get_args(ExplanationStatus))}, found {status!r}")
     if text and text.strip():
-        status = status if status in ("too_rare", "too_dense") else "ok"
-    elif status == "ok":
+        status = status if status in ("too_rare", "too_dense", "repaired") else "ok"
+    elif status in ANSWERED:
         raise ValueError("the text is missing; type a sentence, or remove the line")
     defaults = {"explainer": "", "model": "", "request_key": "", "density": 0.0, "reason": ""}
     return Explanation(**{**defaults, **row, "status": status})
 
 
 def rows_digest(explanations: Iterable[Explanation]) -> str:
-    """sha256 of what explanations say, whatever the spacing of the file."""
-    return digest([vars(explanation) for explanation in explanations])
+    """sha256 of what explanations say, whatever the spacing of the file and whatever they have cost."""
+    costs = ("prompt_tokens", "completion_tokens")
+    return digest([{k: v for k, v in plain_row(one).items() if k not in costs} for one in explanations])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import tyro
 
@@ -28,6 +28,13 @@ class ExamplesConfig:
     """Fewest activating windows, in each split, for a latent to be explained and scored."""
     seed: int = 0
     """Seed of the sample of latents and of their windows."""
+    protocol: Literal["own", "delphi"] = "own"
+    """delphi: Delphi's example counts, windows and prompts, so that a score can stand beside a published one."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For a manifest; the protocol is left out where it is our own, as in artifacts of earlier versions."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("protocol", "own")}
 
 
 @dataclass(frozen=True)
@@ -41,15 +48,27 @@ class ClientConfig:
     base_url: str | None = None
     """Address of a compatible server, e.g. http://127.0.0.1:8000/v1; by default OpenAI's own."""
     concurrency: int = 16
-    """Requests in flight at a time."""
+    """Most requests in flight at a time; fewer while the server says that it is too many."""
     max_tokens: int = 512
     """Longest answer, in tokens; raise it for a model that thinks aloud."""
     temperature: float = 0.0
     """Sampling temperature."""
     max_retries: int = 5
-    """Further attempts after a rate limit, a time-out or a server error, with growing pauses."""
+    """Further attempts after a time-out or a server error, with growing pauses; 0: none after a rate limit either."""
     timeout: float = 600.0
-    """Seconds to wait for one answer."""
+    """Seconds to wait for one answer, and the longest that a rate limit may hold up one request."""
+    answers: Literal["auto", "graded", "structured", "text"] = "auto"
+    """How a judge answers: graded by log probabilities, held to a JSON schema, plain text, or the first that works."""
+    store: Annotated[str | None, tyro.conf.arg(metavar="PATH|none")] = None
+    """File of answers paid for earlier; by default $AUTOINTERP_STORE, else one for all runs in the cache folder."""
+    estimate: bool = False
+    """Print requests, tokens and cost, and send nothing."""
+    batch: bool = False
+    """Ask through OpenAI's Batch API: half the price, an answer within a day; a killed command goes on waiting."""
+    budget: Annotated[str | None, tyro.conf.arg(metavar="DOLLARS|TOKENStok")] = None
+    """The most that this command may spend: dollars (5) or tokens (2000000tok); all answers are kept."""
+    prices: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Table of prices to use instead of the built-in one, autointerp/prices.toml."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,7 @@ class ExplainConfig:
     run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the run."""
     explainer: str | None = None
-    """lexical or max_activating; by default lexical with the offline client and max_activating with an LLM."""
+    """lexical (offline); with an LLM max_activating, max_activating_direct (without notes), contrastive, delphi."""
     dictionary: tuple[str, ...] = ()
     """Dictionaries to explain; by default all that are cached in the run."""
     n_latents: int = 100
@@ -70,6 +89,8 @@ class ExplainConfig:
     """What is shown."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of templates to use instead of the built-in ones."""
+    reask: bool = True
+    """Put a question once more, saying what was wrong, where the answer could not be read."""
     retry_errors: bool = False
     """Ask again where a complete artifact has rows with status error."""
     overwrite: bool = False
@@ -82,8 +103,8 @@ class ScoreConfig:
 
     run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the run."""
-    scorers: tuple[str, ...] = ("detection", "fuzzing")
-    """Which questions to ask about each explanation."""
+    scorers: tuple[str, ...] = ()
+    """detection, fuzzing, simulation, embedding, intruder, surprisal; by default detection and fuzzing."""
     nulls: tuple[str, ...] = ()
     """Nulls to make beside the real scores: shuffled (asks the judge), always-no, always-yes, echo-token, oracle."""
     explainer: str | None = None
@@ -92,10 +113,21 @@ class ScoreConfig:
     """Only these dictionaries; by default all of the run."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """Who judges."""
-    examples_per_prompt: int = 5
-    """Texts in one question."""
+    examples_per_prompt: int = 10
+    """Texts in one question; judges get worse with more."""
+    negatives: Literal["random", "same-token", "neighbour", "quantile", "near"] = "random"
+    """What activating texts are told from: any window, one with the same token, one in which a decoder neighbour fires,
+    the latent's own weakest ones, or the nearest in meaning (needs --embedder)."""
+    embedder: str | None = None
+    """For embedding and near: a sentence-transformers folder or hub id, or openai:MODEL for an embeddings endpoint."""
+    embedder_url: str | None = None
+    """Address of that endpoint; by default OpenAI's own."""
+    protocol: Literal["own", "delphi"] = "own"
+    """delphi: Delphi's detection and fuzzing, of explanations made with --protocol delphi."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of templates to use instead of the built-in ones."""
+    reask: bool = True
+    """Put a question once more, saying what was wrong, where the answer could not be read."""
     retry_errors: bool = False
     """Ask again where a complete artifact has rows with status error."""
     overwrite: bool = False

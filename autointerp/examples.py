@@ -87,15 +87,22 @@ class Firings:
 
 
 class ExampleSampler:
-    """Draws the windows of one latent after the other."""
+    """Draws the windows of one latent after the other.
+
+    Other protocols and other kinds of negatives replace `drawn`, `strongest`, `before_peak` and `matched`.
+    """
+
+    counterpart = "a counterpart without activation"
+    counts_unmatched = False
+    """Whether activating windows without counterpart count as skipped, because a kind of negatives was asked for."""
 
     def __init__(self, cache: LatentCache, config: ExamplesConfig) -> None:
         self.cache = cache
         self.config = config
         self._pieces = Pieces(read_tokenizer(cache))
-        self._offsets: Ints = np.asarray(cache.context_offsets, np.int64)
-        self._lengths: Ints = np.diff(self._offsets)
-        self._split = np.asarray(cache.context_split)
+        self.offsets: Ints = np.asarray(cache.context_offsets, np.int64)
+        self.lengths: Ints = np.diff(self.offsets)
+        self.split = np.asarray(cache.context_split)
         self._usable = {split: cache.usable_tokens(split) for split in ("explain", "score")}
         self._kept: OrderedDict[int, tuple[Eligibility, str, LatentExamples | None]] = OrderedDict()
 
@@ -118,7 +125,7 @@ class ExampleSampler:
     def heaviest_token(self, latent: int) -> str:
         """The token on which most of a latent's activation in the explain split lies, as windows spell it."""
         token, activation = self.cache.entries(latent)
-        explain = self._split[self.cache.contexts_of(token)] == 0
+        explain = self.split[self.cache.contexts_of(token)] == 0
         mass = np.bincount(self.cache.token_ids[token[explain]], weights=activation[explain])
         return self._pieces([int(mass.argmax())])[0]
 
@@ -136,48 +143,61 @@ class ExampleSampler:
         return self._kept[latent]
 
     def _draw(self, latent: int) -> tuple[Eligibility, str, LatentExamples | None]:
-        config, fires = self.config, self._firings(latent)
-        in_explain = self._split[fires.peak_context] == 0
+        config, fires = self.config, self.firings(latent)
+        in_explain = self.split[fires.peak_context] == 0
         n_explain, n_score = int(in_explain.sum()), int((~in_explain).sum())
         if min(n_explain, n_score) < config.min_examples:
             found = f"it fires in {n_explain} contexts of the explain split and {n_score} of the score split"
             return "too_rare", f"{found}; {config.min_examples} of each are needed", None
-        windows = self._around_peaks(latent, fires)
+        windows = self.around_peaks(latent, fires)
         explain, score = np.flatnonzero(in_explain), np.flatnonzero(~in_explain)
-        train = self._rng(latent, TRAIN).permutation(explain)[: config.n_train]
-        top = explain[np.argsort(-fires.peak[explain], kind="stable")][: config.n_train]
+        train = self.drawn(latent, fires, explain, TRAIN)
+        top = self.strongest(fires, explain, train)
         contrast = self._contrast(latent, fires)
         if len(contrast) < min(config.min_examples, config.n_contrast):
             reason = f"only {len(contrast)} windows of the explain split are without activation"
             return "too_dense", f"{reason}; {config.min_examples} are needed", None
-        test = windows[np.sort(self._rng(latent, TEST).permutation(score)[: config.n_test])]
-        matched, negatives = self._matched(latent, fires, test)
+        judged = np.sort(self.drawn(latent, fires, score, TEST))
+        test = windows[judged]
+        matched, negatives = self.matched(latent, fires, test, fires.peak_token[judged])
         if len(negatives) < min(config.min_examples, len(test)):
-            reason = f"only {len(negatives)} of {len(test)} activating windows have a counterpart without activation"
+            reason = f"only {len(negatives)} of {len(test)} activating windows have {self.counterpart}"
             return "too_dense", f"{reason}; {config.min_examples} are needed", None
         by_peak = train[np.argsort(-fires.peak[train], kind="stable")]
-        shown, contrasted = self._examples(fires, windows[by_peak]), self._examples(fires, contrast)
+        shown, contrasted = self.shown(fires, windows[by_peak]), self.shown(fires, contrast)
         train_weight, contrast_weight = self._weights(fires, shown, contrasted)
         return (
             "ok",
             "",
             LatentExamples(
                 latent=latent,
-                top=self._examples(fires, windows[top]),
+                top=self.shown(fires, windows[top]),
                 train=shown,
                 contrast=contrasted,
-                test=self._examples(fires, test[matched]),
-                non_activating=self._examples(fires, negatives),
+                test=self.shown(fires, test[matched]),
+                non_activating=self.shown(fires, negatives),
                 density=self.density(latent),
                 train_weight=train_weight,
                 contrast_weight=contrast_weight,
+                n_unmatched=len(test) - len(matched) if self.counts_unmatched else 0,
             ),
         )
 
-    def _rng(self, latent: int, use: int) -> np.random.Generator:
+    def rng(self, latent: int, use: int) -> np.random.Generator:
+        """The generator of one use of one latent."""
         return np.random.default_rng([self.config.seed, latent, use])
 
-    def _firings(self, latent: int) -> Firings:
+    def drawn(self, latent: int, fires: Firings, contexts: Ints, use: int) -> Ints:
+        """Which of a split's activating contexts are shown to count on, or are judged: a uniform sample."""
+        n = self.config.n_train if use == TRAIN else self.config.n_test
+        return self.rng(latent, use).permutation(contexts)[:n]
+
+    def strongest(self, fires: Firings, contexts: Ints, train: Ints) -> Ints:
+        """Which of the explain split's activating contexts an LLM is shown, strongest first."""
+        return contexts[np.argsort(-fires.peak[contexts], kind="stable")][: self.config.n_train]
+
+    def firings(self, latent: int) -> Firings:
+        """Where a latent fires in both splits."""
         token, activation = self.cache.entries(latent)
         context = self.cache.contexts_of(token)
         order = np.lexsort((token, -activation, context))
@@ -185,41 +205,44 @@ class ExampleSampler:
         peak = order[first]
         return Firings(token, activation, context[peak], token[peak], activation[peak])
 
-    def _around_peaks(self, latent: int, fires: Firings) -> Windows:
+    def before_peak(self, latent: int, n: int) -> Ints:
+        """Tokens that each of n windows has before its peak, if its context allows."""
+        return self.rng(latent, PLACE).integers(self.config.window // 2, self.config.window, n)
+
+    def around_peaks(self, latent: int, fires: Firings) -> Windows:
+        """A window for each activating context."""
         context = fires.peak_context
-        length = np.minimum(self._lengths[context], self.config.window)
-        window = self.config.window
-        before = self._rng(latent, PLACE).integers(window // 2, window, len(context))
-        place = fires.peak_token - self._offsets[context]
-        start = np.clip(place - before, 0, self._lengths[context] - length)
+        length = np.minimum(self.lengths[context], self.config.window)
+        place = fires.peak_token - self.offsets[context]
+        start = np.clip(place - self.before_peak(latent, len(context)), 0, self.lengths[context] - length)
         return Windows(context, start, length)
 
     @cached_property
     def _grid(self) -> Windows:
         """The explain split cut into windows of nearly equal lengths: every token is in one, so none is favoured."""
         contexts = self.cache.split_contexts("explain")
-        lengths = self._lengths[contexts]
+        lengths = self.lengths[contexts]
         n = -(-lengths // self.config.window)
         context, n_each = np.repeat(contexts, n), np.repeat(n, n)
         number = np.arange(len(context)) - np.repeat(np.cumsum(n) - n, n)
-        start = number * self._lengths[context] // n_each
-        return Windows(context, start, (number + 1) * self._lengths[context] // n_each - start)
+        start = number * self.lengths[context] // n_each
+        return Windows(context, start, (number + 1) * self.lengths[context] // n_each - start)
 
     def _contrast(self, latent: int, fires: Firings) -> Windows:
         grid = self._grid
-        begin = self._offsets[grid.context] + grid.start
+        begin = self.offsets[grid.context] + grid.start
         silent = np.flatnonzero(fires.none_in(begin, begin + grid.length))
-        drawn = self._rng(latent, CONTRAST).permutation(silent)
+        drawn = self.rng(latent, CONTRAST).permutation(silent)
         _, first = np.unique(grid.context[drawn], return_index=True)
         return grid[drawn[np.sort(first)][: self.config.n_contrast]]
 
-    def _matched(self, latent: int, fires: Firings, test: Windows) -> tuple[Ints, Windows]:
+    def matched(self, latent: int, fires: Firings, test: Windows, peaks: Ints) -> tuple[Ints, Windows]:
         """The test windows (indices) that have a counterpart, and these: same start and length, from a context that is
         as near as possible in its place in the document (at its beginning or later) and in length, none used twice."""
-        rng = self._rng(latent, MATCH)
+        rng = self.rng(latent, MATCH)
         pool = np.setdiff1d(self.cache.split_contexts("score"), test.context)
         pool = pool if len(pool) <= POOL else np.sort(rng.choice(pool, POOL, replace=False))
-        offsets, lengths = self._offsets[pool], self._lengths[pool]
+        offsets, lengths = self.offsets[pool], self.lengths[pool]
         later = np.asarray(self.cache.context_start)[pool] > 0
         free = np.ones(len(pool), bool)
         found: dict[int, int] = {}
@@ -230,19 +253,24 @@ class ExampleSampler:
             if not fits.any():
                 continue
             elsewhere = later != (self.cache.context_start[context] > 0)
-            distance = np.abs(lengths - self._lengths[context]) + elsewhere * int(self._lengths.max())
+            distance = np.abs(lengths - self.lengths[context]) + elsewhere * int(self.lengths.max())
             choice = rng.choice(np.flatnonzero(fits & (distance == distance[fits].min())))
             found[i], free[choice] = int(pool[choice]), False
         matched = np.array(sorted(found), np.int64)
         negatives = np.array([found[i] for i in sorted(found)], np.int64)
         return matched, Windows(negatives, test.start[matched], test.length[matched])
 
-    def _examples(self, fires: Firings, windows: Windows) -> tuple[Example, ...]:
+    def text(self, windows: Windows, i: int) -> str:
+        """A window's text."""
+        begin = int(self.offsets[windows.context[i]] + windows.start[i])
+        return "".join(self._pieces(self.cache.token_ids[begin : begin + int(windows.length[i])].tolist()))
+
+    def shown(self, fires: Firings, windows: Windows) -> tuple[Example, ...]:
         return tuple(self._example(fires, windows, i) for i in range(len(windows)))
 
     def _example(self, fires: Firings, windows: Windows, i: int) -> Example:
         context, start, length = int(windows.context[i]), int(windows.start[i]), int(windows.length[i])
-        begin = int(self._offsets[context]) + start
+        begin = int(self.offsets[context]) + start
         activations = np.zeros(length, np.float32)
         low, high = np.searchsorted(fires.token, [begin, begin + length])
         activations[fires.token[low:high] - begin] = fires.activation[low:high]
@@ -251,7 +279,7 @@ class ExampleSampler:
             # A token without a visible character hands its activation to the one that shows it.
             if not tokens[j] and activations[j]:
                 activations[j - 1], activations[j] = max(activations[j - 1], activations[j]), 0
-        at_end = start + length == int(self._lengths[context])
+        at_end = start + length == int(self.lengths[context])
         odds = peak_odds(self.config.window, length, start == 0, at_end)
         # One zero for all: tens of millions of them would be the bulk of what is kept.
         strengths = tuple(a or 0.0 for a in activations.tolist())
@@ -262,7 +290,7 @@ class ExampleSampler:
 
         The first token of a window does not count: it has no left context to judge it by.
         """
-        n_firing = int((self._split[self.cache.contexts_of(fires.token)] == 0).sum())
+        n_firing = int((self.split[self.cache.contexts_of(fires.token)] == 0).sum())
         firing = sum(a > 0 for example in train for a in example.activations[1:])
         silent = sum(a == 0 for example in train for a in example.activations[1:])
         train_weight = n_firing / max(firing, 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,30 @@ import numpy as np
 
 from autointerp.artifacts import (
     EXPLANATIONS,
-    Journal,
     Row,
     explanations_folder,
     latent_caches,
+    plain_row,
     read_explanations,
     rows_digest,
     usage_of,
     write_rows,
 )
 from autointerp.clients import make_client, sampling_of
-from autointerp.config import ExplainConfig
+from autointerp.config import OFFLINE, ExplainConfig
+from autointerp.delphi import delphi_examples, make_sampler
+from autointerp.estimate import estimate_jobs
 from autointerp.examples import ExampleSampler, sample_latents
 from autointerp.explainers import make_explainer
 from autointerp.jobs import make_missing
+from autointerp.journal import Journal
 from autointerp.judging import Question, ask_missing
+from autointerp.negatives import hard_windows
+from autointerp.plugins import Explainer, LLMClient
 from autointerp.prompting import Prompts
-from autointerp.records import Completion, Explainer, Explanation, LLMClient, Sampling
-from sae.artifacts import Manifest, plain, writing
+from autointerp.reasking import again, asked_again
+from autointerp.records import ANSWERED, FAILED, Completion, Explanation, Request, Sampling, Usage
+from sae.artifacts import Manifest, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.latents import LatentCache
@@ -61,11 +69,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The stage: plan, check that nothing stands in the way, then explain one dictionary after the other."""
     config = parse(ExplainConfig, argv, "python -m autointerp.explain")
     _check(config)
+    if config.examples.protocol == "delphi":
+        config = dataclasses.replace(config, examples=delphi_examples(config.examples))
     read_run(config.run)
     prompts = Prompts(config.prompts)
-    explainer = make_explainer(config.explainer, config.client.client, prompts)
+    explainer = make_explainer(config.explainer, config.client.client, prompts, config.examples.protocol)
     client = make_client(config.client)
     jobs = list(_jobs(config, explainer.name, client, prompts))
+    if config.client.estimate:
+        for text in estimate_jobs(
+            jobs, KIND, config.overwrite, client, config.client, partial(_asked, config, explainer)
+        ):
+            print(text)
+        return
 
     def make(job: Job, earlier: Manifest | None) -> Manifest:
         return explain_dictionary(job, explainer, client, config, earlier)
@@ -88,25 +104,40 @@ def explain_dictionary(
     latents = sample_latents(job.cache, config.n_latents, config.examples.seed)
     if len(latents) < config.n_latents:
         LOG.info("%s: %d latents live, fewer than asked; all are taken", job.dictionary, len(latents))
-    sampler = ExampleSampler(job.cache, config.examples)
+    sampler = make_sampler(job.cache, config.examples)
     explaining = _Explaining(explainer, client.model, sampler, sampling_of(config.client))
     kept = read_explanations(job.folder, job.cache.n_latents) if earlier is not None else []
     # A sentence that a person has typed in is no answer to a request, and is not asked for again.
-    typed = {row.latent: plain(row) for row in kept if row.text and not row.request_key}
+    typed = {row.latent: plain_row(row) for row in kept if row.text and not row.request_key}
     explaining.unexplained |= typed
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
-            journal.adopt([row for row in kept if row.request_key], 1, usage_of(earlier))
+            asked = [row for row in kept if row.request_key]
+            used = {row.latent: Usage(row.prompt_tokens, row.completion_tokens) for row in asked}
+            journal.adopt(asked, 1, usage_of(earlier), used)
         label = f"{job.dictionary} {explainer.name}"
         total = max(len(latents) - len(journal), 0)
-        asked = [latent for latent in latents if latent not in typed]
-        ask_missing(explaining.questions(asked), journal, client, config.client.concurrency, label, total)
+        wanted = [latent for latent in latents if latent not in typed]
+        ask_missing(explaining.questions(wanted), journal, client, config.client.concurrency, label, total)
+        if config.reask:
+            second = explaining.second_questions(wanted, journal)
+            for first in second:
+                again_label = f"{label} (again)"
+                ask_missing(itertools.chain([first], second), journal, client, config.client.concurrency, again_label)
         everything = sorted({*latents, *typed})
-        rows = [explaining.unexplained.get(latent) or journal.rows(latent, 0)[0] for latent in everything]
+        rows = [explaining.unexplained.get(latent) or explaining.row(latent, journal) for latent in everything]
         write_rows(writer.partial / EXPLANATIONS, rows)
         written = read_explanations(writer.partial, job.cache.n_latents)
         counts = {**_counts(written), **journal.costs(), "rows_digest": rows_digest(written)}
         return writer.finish(counts)
+
+
+def _asked(config: ExplainConfig, explainer: Explainer, job: Job) -> Iterator[Question]:
+    """The questions of one dictionary."""
+    sampler = make_sampler(job.cache, config.examples)
+    latents = sample_latents(job.cache, config.n_latents, config.examples.seed)
+    model, sampling = job.settings["explainer_model"], sampling_of(config.client)
+    return _Explaining(explainer, model, sampler, sampling).questions(latents)
 
 
 class _Explaining:
@@ -126,22 +157,45 @@ class _Explaining:
             density = self.sampler.density(latent)
             blank = Explanation(latent, self.explainer.name, None, status, self.model, "", density, reason)
             if status != "ok":
-                self.unexplained[latent] = plain(blank)
+                self.unexplained[latent] = plain_row(blank)
                 continue
-            request = dataclasses.replace(self.explainer.request(self.sampler.examples(latent)), sampling=self.sampling)
+            request = self._request(latent)
             blank = dataclasses.replace(blank, request_key=request.key(self.model))
             yield Question((latent, 0), request, self._reader(blank))
 
+    def second_questions(self, latents: Sequence[int], journal: Journal) -> Iterator[Question]:
+        """Each question whose answer could not be read once more, saying what was wrong."""
+        for latent in latents:
+            row = None if latent in self.unexplained else journal.rows(latent, 0)[0]
+            if row is None or row["status"] != "unparseable":
+                continue
+            request = self._request(latent)
+            if request.messages:
+                request = asked_again(request, row["reason"])
+                earlier = {"earlier_key": row["request_key"], "earlier_fault": row["reason"]}
+                blank = Explanation(**{**row, **earlier, "request_key": request.key(self.model)})
+                yield Question((latent, again(0)), request, self._reader(blank))
+
+    def row(self, latent: int, journal: Journal) -> Row:
+        """What became of a latent that was asked about; of two answers the second."""
+        row = journal.rows(latent, 0)[0]
+        second = row["status"] == "unparseable" and (latent, again(0)) in journal
+        return journal.rows(latent, again(0))[0] if second else row
+
+    def _request(self, latent: int) -> Request:
+        examples = self.sampler.examples(latent)
+        if self.explainer.n_hard:
+            examples = dataclasses.replace(examples, hard=hard_windows(self.sampler, latent, self.explainer.n_hard))
+        return dataclasses.replace(self.explainer.request(examples), sampling=self.sampling)
+
     def _reader(self, blank: Explanation) -> Callable[[Completion], list[Explanation]]:
         def rows(completion: Completion) -> list[Explanation]:
-            text, status = self.explainer.parse(completion)
-            reasons = {
-                "error": completion.error or "",
-                "unparseable": f"no explanation in the answer {completion.text[:60]!r}",
-                "refused": "the model would not answer",
-                "truncated": "the answer was cut off; raise --max-tokens",
-            }
-            return [dataclasses.replace(blank, text=text, status=status, reason=reasons.get(status, ""))]
+            text, status, reason = self.explainer.parse(completion)
+            row = replace(blank, text=text, status=status, reason=reason)
+            # A second request costs what it costs beside the first.
+            prompt = blank.prompt_tokens + completion.usage.prompt_tokens
+            answer = blank.completion_tokens + completion.usage.completion_tokens
+            return [replace(row, prompt_tokens=prompt, completion_tokens=answer)]
 
         return rows
 
@@ -152,18 +206,21 @@ def result_line(folder: Path, manifest: Manifest) -> str:
     line = f"{folder}: {counts['explained']} of {counts['latents']} latents explained"
     for status in ("too_rare", "too_dense"):
         line += f", {counts[status]} {status.replace('_', ' ')}"
+    # Artifacts of earlier versions have no such count.
+    if counts.get("repaired"):
+        line += f", {counts['repaired']} of these answers repaired"
     failed = ", ".join(f"{n} {status}" for status, n in counts["failed"].items())
     return f"{line}, {sum(counts['failed'].values())} failed" + (f" ({failed})" if failed else "")
 
 
 def _counts(explanations: Sequence[Explanation]) -> dict[str, Any]:
     by_status = Counter(explanation.status for explanation in explanations)
-    failed = {
-        status: by_status[status] for status in ("unparseable", "refused", "truncated", "error") if by_status[status]
-    }
+    failed = {status: by_status[status] for status in FAILED if by_status[status]}
     return {
         "latents": len(explanations),
-        "explained": by_status["ok"],
+        "explained": sum(by_status[status] for status in ANSWERED),
+        "repaired": by_status["repaired"],
+        "reasked": sum(bool(explanation.earlier_key) for explanation in explanations),
         "too_rare": by_status["too_rare"],
         "too_dense": by_status["too_dense"],
         "failed": failed,
@@ -181,10 +238,10 @@ def _jobs(config: ExplainConfig, explainer: str, client: LLMClient, prompts: Pro
             "explainer": explainer,
             "explainer_model": client.model,
             "n_latents": config.n_latents,
-            "examples": plain(config.examples),
-            "sampling": plain(sampling_of(config.client)),
+            "examples": config.examples.settings,
+            "sampling": sampling_of(config.client).settings,
             "prompts": prompts.digest(f"explain/{explainer}"),
-        }
+        } | ({} if client.model == OFFLINE else {"reask": config.reask})
         yield Job(explanations_folder(config.run, dictionary, explainer, client.model), dictionary, cache, settings)
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from autointerp.artifacts import Journal
-from autointerp.records import Completion, LLMClient, Request
+from autointerp.journal import Journal
+from autointerp.plugins import LLMClient
+from autointerp.records import Completion, Request
 from sae.errors import InputError
 
 LOG = logging.getLogger(__name__)
 HOPELESS = ("unreachable", "unauthorised", "not_found")
-"""Reasons (`Completion.finish_reason`) that will not be other for the next request."""
+"""Reasons (`Completion.finish_reason`) that will not be other for the next request, unless one was answered before."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ def ask_missing(
     label: str,
     total: int | None = None,
 ) -> None:
-    """Ask the questions that the journal has no answer to, and write each answer into it at once."""
+    """Ask the questions that the journal has no answer to, and write each answer into it at once.
+
+    A client that takes many at a time (`answer_batches`) gets all of them and the journal's folder, for its own notes.
+    """
     waiting: dict[int, tuple[Question, str]] = {}
 
     def missing() -> Iterator[Request]:
@@ -54,8 +58,12 @@ def ask_missing(
         journal.add(question.slot, key, question.rows(completion), completion.usage)
 
     async def run() -> None:
+        in_batches = getattr(client, "answer_batches", None)
         try:
-            await answer_all(missing(), client, concurrency, keep, label, total)
+            if in_batches is not None:
+                await in_batches(missing(), keep, journal.path.parent, label)
+            else:
+                await answer_all(missing(), client, concurrency, keep, label, total)
         finally:
             await client.close()
 
@@ -73,8 +81,8 @@ async def answer_all(
     """Ask all requests, at most `concurrency` at a time, and hand over each answer as it comes.
 
     Requests are drawn from the iterable only when there is room for them, so memory does not grow with their number.
-    The first one goes alone: a wrong address, key or model shows before anything else is sent, and a server that
-    caches prefixes has the common one ready for the rest.
+    The first one that the store cannot answer goes alone: a wrong address, key or model shows before anything else is
+    sent, and a server that caches prefixes has the common one ready for the rest.
 
     Args:
         requests: the questions.
@@ -85,24 +93,28 @@ async def answer_all(
         total: number of requests, if known; a guess is good enough.
 
     Raises:
-        InputError: the first request cannot succeed, or too many in a row have failed. Answers are handed over before.
+        InputError: the first request cannot succeed, too many in a row have failed, or the budget is used up. Answers
+            are handed over before.
     """
     # A log file should not fill with redrawn bars.
     pause = 0.2 if sys.stderr.isatty() else 15.0
     numbered = enumerate(requests)
     with tqdm(desc=label, total=total, unit="request", mininterval=pause, file=sys.stderr) as bar:
         loop = _Loop(client, on_answer, bar, most_failures=max(20, 2 * concurrency))
-        first = next(numbered, None)
-        if first is not None:
-            await loop.answer(*first)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(concurrency):
-                        group.create_task(loop.work(numbered))
-            except BaseExceptionGroup as several:
-                # All workers fail for the reason that the first one had.
-                raise several.exceptions[0] from None
+        for index, request in numbered:
+            await loop.answer(index, request)
+            if loop.n_sent:
+                break
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(loop.work(numbered))
+        except BaseExceptionGroup as several:
+            # All workers fail for the reason that the first one had.
+            raise several.exceptions[0] from None
         bar.total = bar.n
+    if loop.n_stored:
+        LOG.info("%s: %d of %d answers came from the store", label, loop.n_stored, loop.n_stored + loop.n_sent)
 
 
 class _Loop:
@@ -117,6 +129,8 @@ class _Loop:
         self.most_failures = most_failures
         self.failures = 0
         self.failures_in_a_row = 0
+        self.n_sent = 0
+        self.n_stored = 0
 
     async def work(self, numbered: Iterator[tuple[int, Request]]) -> None:
         for index, request in numbered:
@@ -124,9 +138,11 @@ class _Loop:
 
     async def answer(self, index: int, request: Request) -> None:
         completion = await self.client.complete(request)
+        self.n_stored += completion.stored
+        self.n_sent += not completion.stored
         if completion.error is not None:
-            self._count_failure(index, completion)
-        else:
+            self._count_failure(completion)
+        elif not completion.stored:
             self.failures_in_a_row = 0
         self.on_answer(index, completion)
         self.bar.update()
@@ -138,8 +154,8 @@ class _Loop:
         # A client that never waits would otherwise keep the loop from noticing Ctrl-C.
         await asyncio.sleep(0)
 
-    def _count_failure(self, index: int, completion: Completion) -> None:
-        if index == 0 and completion.finish_reason in HOPELESS:
+    def _count_failure(self, completion: Completion) -> None:
+        if self.n_sent == 1 and completion.finish_reason in HOPELESS:
             raise InputError(
                 f"{self.client.model} cannot be asked: {completion.error}; check --base-url, --model and the key"
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
+from autointerp.plugins import Atom
 from sae.latents import LatentCache
 
 THRESHOLD = 0.5
@@ -16,6 +18,9 @@ METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "precision",
 BLIND_TO = {"auroc": "extra", "balanced_accuracy": "extra", "precision": "missing", "recall": "extra"}
 """Metrics that, where positives are few, hardly fall if an explanation names as much again that is wrong (extra labels)
 or only half of what is right (missing labels): the tests of Oikarinen et al. (2025). All others pass both."""
+THRESHOLD_FREE = ("auroc", "average_precision", "correlation")
+HEADLINE: dict[Atom, str] = {"text": "auroc", "rank": "auroc", "choice": "accuracy", "token": "correlation"}
+"""The number that a line about a scorer gives, by what its judgements are."""
 ENTRIES_AT_ONCE = 4_000_000
 
 
@@ -42,6 +47,33 @@ def latent_metrics(y_true: Sequence[int], y_score: Sequence[float]) -> dict[str,
         "iou": float(f1[1] / (2 - f1[1])),
         "correlation": float(np.corrcoef(truth, score)[0, 1]) if np.ptp(score) else None,
     }
+
+
+def summary_metrics(atom: Atom, rows: Sequence[Mapping[str, Any]], chance: float | None) -> dict[str, float | None]:
+    """The columns of scores.csv that are metrics, from one latent's answered judgements; None where one is undefined.
+
+    What each kind of judgement defines:
+
+    - text: all metrics of `latent_metrics`.
+    - rank: those that need no threshold, auroc, average_precision and correlation.
+    - choice: accuracy, the share of questions whose odd text was found; `chance` is what guessing gives.
+    - token: correlation, Pearson's over the tokens of all windows between activation and what was said of it, which is
+      the score of Bills et al. (2023), "Language models can explain neurons in language models". It is undefined where
+      all tokens were given the same number.
+    """
+    found: dict[str, float | None] = dict.fromkeys((*METRICS, "accuracy"))
+    found["chance"] = chance
+    scores = [row["y_score"] for row in rows]
+    if atom in ("text", "rank"):
+        both = latent_metrics([row["y_true"] for row in rows], scores)
+        found |= both if atom == "text" else {name: both[name] for name in THRESHOLD_FREE}
+    elif atom == "choice":
+        found["accuracy"] = float(np.mean(scores)) if scores else None
+    else:
+        pairs = np.array([pair for row in rows for pair in row["tokens"]], float).reshape(-1, 2)
+        varied = len(pairs) and bool(np.ptp(pairs, axis=0).all())
+        found["correlation"] = float(np.corrcoef(pairs.T)[0, 1]) if varied else None
+    return found
 
 
 def token_concentration(cache: LatentCache, entries_at_once: int = ENTRIES_AT_ONCE) -> npt.NDArray[np.float64]:

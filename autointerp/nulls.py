@@ -46,6 +46,20 @@ def echo_token(trial: Trial, token: str) -> Scores:
     return tuple(float(token in tokens) for tokens in trial.tokens)
 
 
+def token_pairs(null: str, trial: Trial, token: str) -> list[tuple[tuple[float, float], ...]]:
+    """(activation, what the rule says of it) of every token, where tokens are judged: per text, per token."""
+    said: dict[str, Callable[[float, str], float]] = {
+        "always-no": lambda activation, piece: 0.0,
+        "always-yes": lambda activation, piece: 1.0,
+        "echo-token": lambda activation, piece: float(piece == token),
+        ORACLE: lambda activation, piece: activation,
+    }
+    return [
+        tuple((a, said[null](a, piece)) for a, piece in zip(activations, pieces, strict=True))
+        for activations, pieces in zip(trial.targets, trial.tokens, strict=True)
+    ]
+
+
 RULES: dict[str, Callable[[Trial, str], Scores]] = {
     "always-no": always_no,
     "always-yes": always_yes,

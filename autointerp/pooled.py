@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from autointerp.metrics import THRESHOLD
+from autointerp.records import ANSWERED
 from sae.errors import InputError
 
 
@@ -33,14 +34,15 @@ def delphi_metrics(judgements: pd.DataFrame, firings: Mapping[int, int]) -> dict
 
     Args:
         judgements: one scorer's rows on one hookpoint, with columns latent, y_true, y_score and status. Rows whose
-            status is not ok have failed. Delphi averages `weighted_f1` over hookpoints, and pools the rest over them.
+            status is neither ok nor repaired have failed. Delphi averages `weighted_f1` over hookpoints, and pools the
+            rest over them.
         firings: number of tokens each judged latent fires on.
 
     Raises:
         InputError: a judged latent has no count of firings.
     """
     truth, score = judgements["y_true"].astype(bool), judgements["y_score"].astype(float)
-    answered = judgements["status"] == "ok"
+    answered = judgements["status"].isin(ANSWERED)
     yes, no = answered & (score >= THRESHOLD), answered & (score < THRESHOLD)
     outcomes = pd.DataFrame({"tp": yes & truth, "tn": no & ~truth, "fp": yes & ~truth, "fn": no & truth})
     by_latent = outcomes.groupby(judgements["latent"]).sum()

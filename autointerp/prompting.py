@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from autointerp.records import Message, Request, Sampling
 from sae.artifacts import digest
@@ -24,6 +25,27 @@ MARKS = (("<<", ">>"), ("[[", "]]"), ("{{", "}}"), ("⟦", "⟧"), ("⟪", "⟫"
 """Marks to choose from, the usual ones first."""
 MARK_ABOVE = 0.3
 """Tokens above this share of their window's peak are marked, for explainer and judge; as in Delphi."""
+
+
+MARKED = frozenset({"opening", "closing"})
+JUDGED = frozenset({"explanation", "texts"})
+SHOWN = MARKED | {"examples"}
+TASKS: dict[str, frozenset[str]] = {
+    "explain/max_activating": SHOWN,
+    "explain/max_activating_direct": SHOWN,
+    "explain/contrastive": SHOWN | {"silent"},
+    "explain/delphi": SHOWN,
+    "score/detection": JUDGED,
+    "score/fuzzing": JUDGED | MARKED,
+    "score/simulation": frozenset({"explanation", "tokens"}),
+    "score/intruder": MARKED | {"texts"},
+    "score/surprisal": frozenset({"explanation"}),
+    "score/delphi_detection": JUDGED,
+    "score/delphi_fuzzing": JUDGED | MARKED,
+}
+"""The variables that a task's templates may read. No label is among them."""
+LABELS = re.compile("label|truth|y_true|activating|target|is_positive|answer_key", re.IGNORECASE)
+"""What a variable is called that would give an answer away: its refusal says so."""
 
 
 class Prompts:
@@ -51,13 +73,49 @@ class Prompts:
         Raises:
             InputError: a template is missing, is broken, or asks for a variable that the task does not have.
         """
+        return (*self._head(task), Message("user", self._fill(f"{task}/user.j2", context)))
+
+    def _head(self, task: str) -> tuple[Message, ...]:
+        """Instructions and worked examples, which are the same in every request."""
         if task not in self._constant:
             messages = [Message("system", self._fill(f"{task}/system.j2", {}))]
             for example in self._worked(task):
                 messages.append(Message("user", self._fill(f"{task}/user.j2", example["context"])))
                 messages.append(Message("assistant", example["answer"]))
             self._constant[task] = tuple(messages)
-        return (*self._constant[task], Message("user", self._fill(f"{task}/user.j2", context)))
+        return self._constant[task]
+
+    def text(self, name: str, context: Mapping[str, Any]) -> str:
+        """One template by itself, for what is no chat."""
+        return self._fill(name, context)
+
+    def check(self, task: str) -> None:
+        """Look at all templates of a task before anything is asked.
+
+        Raises:
+            InputError: one is missing or broken, or reads a label or another variable that the task does not have.
+        """
+        known = TASKS[task]
+        found = sorted((self.folder / task).glob("*.j2"))
+        for path in found:
+            name = path.relative_to(self.folder).as_posix()
+            try:
+                tree = self._environment.parse(path.read_text(encoding="utf-8"))
+            except (jinja2.TemplateError, OSError, UnicodeDecodeError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"{path} cannot be rendered: {reason}; mend the template") from None
+            given = known if path.stem not in ("system", "alone") else frozenset()
+            for variable in sorted(jinja2.meta.find_undeclared_variables(tree) - given):
+                why = "is a label, which no template gets" if LABELS.search(variable) else "is not among its variables"
+                has = ", ".join(sorted(given)) or "none"
+                raise InputError(f"{self.folder / name} reads {variable}, which {why} ({has}); mend the template")
+        if task == "score/surprisal":
+            for name in ("given", "alone"):
+                self._fill(f"{task}/{name}.j2", {"explanation": ""})
+        else:
+            self._head(task)
+            if not (self.folder / task / "user.j2").exists():
+                raise InputError(f"{self.folder / task / 'user.j2'} is missing; add it or leave --prompts out")
 
     def request(self, task: str, context: Mapping[str, Any], sampling: Sampling | None = None) -> Request:
         """The question to a client; `context` goes along for a client that reads no messages."""

@@ -1,22 +1,22 @@
-"""The types that flow through explain and score, one page. Plain data: no I/O, no torch."""
+"""The types that flow through explain and score. Plain data: no I/O, no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-import numpy as np
+from typing import Any, Literal, NamedTuple
 
 REFUSED = ("refusal", "content_filter")
 """Values of `Completion.finish_reason` which mean that the model would not answer."""
 
-Status = Literal["ok", "unparseable", "refused", "truncated", "error"]
-"""What became of an answer; only `ok` carries a result."""
+Status = Literal["ok", "repaired", "unparseable", "refused", "truncated", "error"]
+"""What became of an answer; only `ok` and `repaired` carry a result. A repair is stated, and guesses nothing."""
+ANSWERED: tuple[Status, ...] = ("ok", "repaired")
+FAILED: tuple[Status, ...] = ("unparseable", "refused", "truncated", "error")
 
-ExplanationStatus = Literal["ok", "unparseable", "refused", "truncated", "error", "too_rare", "too_dense"]
+ExplanationStatus = Literal["ok", "repaired", "unparseable", "refused", "truncated", "error", "too_rare", "too_dense"]
 """As `Status`, or why a sampled latent was not explained at all."""
 
 
@@ -66,6 +66,10 @@ class LatentExamples:
     """Tokens of the explain split that each token of a train window stands for; its firing tokens then add up."""
     contrast_weight: float = 1.0
     """Tokens of the explain split that each token of a contrast window stands for; with `train`, all of them add up."""
+    hard: tuple[Example, ...] = ()
+    """Windows of the explain split that look like those in which it fires, and in which it is silent."""
+    n_unmatched: int = 0
+    """Activating windows left out of `test` because no non-activating one of the kind asked for is left for them."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,17 @@ class Sampling:
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int | None = None
+    top_logprobs: int = 0
+    """Most likely tokens, at each place of the answer, whose log probabilities are asked for; 0 asks for none."""
+    structured: bool = False
+    """Whether the server is told to hold the answer to the request's schema."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For a manifest; what asks nothing more of the server is left out."""
+        everything = vars(self)
+        extra = ("top_logprobs", "structured")
+        return {name: value for name, value in everything.items() if value or name not in extra}
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,8 @@ class Request:
     messages: tuple[Message, ...]
     context: Mapping[str, Any] = field(repr=False, default_factory=dict)
     sampling: Sampling = Sampling()
+    schema: Mapping[str, Any] | None = field(repr=False, default=None)
+    """JSON schema of the answer, which is sent where `sampling.structured` says that the server understands it."""
 
     def key(self, model: str) -> str:
         """sha256 of what is sent and to which model; the variables count where no message is sent."""
@@ -108,6 +125,10 @@ class Request:
         }
         if not self.messages:
             sent["context"] = self.context
+        if self.sampling.structured and self.schema is not None:
+            sent["schema"] = self.schema
+        if self.sampling.top_logprobs:
+            sent["top_logprobs"] = self.sampling.top_logprobs
         whole = json.dumps(sent, sort_keys=True, ensure_ascii=False, default=str)
         # Half of a character pair, as hand-made texts may hold it, has no encoding of its own.
         return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
@@ -121,21 +142,36 @@ class Usage:
     completion_tokens: int = 0
 
 
+class TokenLogprob(NamedTuple):
+    """A token of an answer with its log probability (natural), and the likeliest tokens at its place, it among them."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
 @dataclass(frozen=True)
 class Completion:
     """A client's answer.
 
     `scores` holds one number in [0, 1] per judged text where a client can give graded answers; then `text` is ignored.
-    `error` is a one-line reason where there is no answer.
+    `error` is a one-line reason where there is no answer. `stored` says that it came from the response store and has
+    cost nothing now; `usage` is what it cost when it was asked.
     """
 
     text: str
     model: str
     finish_reason: str = "stop"
     usage: Usage = Usage()
-    token_logprobs: tuple[tuple[str, float], ...] | None = None
+    token_logprobs: tuple[TokenLogprob, ...] | None = None
     scores: tuple[float, ...] | None = None
     error: str | None = None
+    vectors: tuple[tuple[float, ...], ...] | None = None
+    """One embedding for each text of `context["embed"]`, from a client that `can` "embed"."""
+    echoed: tuple[tuple[tuple[str, float | None], ...], ...] | None = None
+    """Tokens of each prompt of `context["prompts"]` with their log probabilities (the first token has none), from a
+    client that `can` "echo"."""
+    stored: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -150,6 +186,21 @@ class Explanation:
     request_key: str
     density: float
     reason: str = ""
+    earlier_key: str = ""
+    """Key of the first request, where its answer could not be read and the question was put a second time."""
+    earlier_fault: str = ""
+    """What was wrong with that answer."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Sentence(NamedTuple):
+    """The explanation that an answer holds, or why it holds none."""
+
+    text: str | None
+    status: Status
+    reason: str = ""
+    """What was repaired, or what was wrong."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +214,20 @@ class Trial:
     """The tokens of each text, which nulls look at and no client sees."""
     highlighted: tuple[tuple[str, ...], ...] = ()
     """The highlighted tokens of each text, where texts have highlights."""
+    targets: tuple[tuple[float, ...], ...] = ()
+    """What is to be told where it is no yes or no, and what no client sees: each text's activations, or which text of
+    several is the odd one, from zero."""
+
+
+class Verdict(NamedTuple):
+    """What an answer says about one text, or why it says nothing."""
+
+    y_score: float | None
+    status: Status
+    reason: str = ""
+    """What was repaired, or what was wrong."""
+    tokens: tuple[float, ...] = ()
+    """What is said of each token, where that is the question."""
 
 
 @dataclass(frozen=True)
@@ -176,45 +241,11 @@ class Judgement:
     y_score: float | None
     status: Status
     request_key: str
-
-
-class LLMClient(Protocol):
-    """Anything that answers requests: a server, an engine in this process, a rule."""
-
-    @property
-    def model(self) -> str:
-        """Name that goes into request keys, rows and folder names."""
-
-    @property
-    def graded(self) -> bool:
-        """Whether judgements are graded in [0, 1] rather than hard answers."""
-
-    async def complete(self, request: Request) -> Completion:
-        """Answer; never raises for a failed request, but returns a completion with `error`."""
-
-    async def close(self) -> None:
-        """Release connections."""
-
-
-class Explainer(Protocol):
-    """What to show of a latent, and how to read the answer. Pure: no I/O."""
-
-    name: str
-
-    def request(self, examples: LatentExamples) -> Request:
-        """The question."""
-
-    def parse(self, completion: Completion) -> tuple[str | None, Status]:
-        """The explanation in the answer, or None and why."""
-
-
-class Scorer(Protocol):
-    """What to ask about an explanation, and how to read the answer. Pure: no I/O, no metric."""
-
-    name: str
-
-    def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
-        """The questions, in a seeded order."""
-
-    def parse(self, trial: Trial, completion: Completion) -> Sequence[tuple[float | None, Status]]:
-        """One (y_score, status) per judged text of the trial."""
+    reason: str = ""
+    """What was repaired, or what was wrong."""
+    earlier_key: str = ""
+    """Key of the first request, where its answer could not be read and the question was put a second time."""
+    earlier_fault: str = ""
+    """What was wrong with that answer."""
+    tokens: tuple[tuple[float, float], ...] = ()
+    """(activation, what was said of it) of each token, where tokens are judged."""

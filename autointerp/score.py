@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,29 @@ import numpy as np
 from autointerp.artifacts import (
     JUDGEMENTS,
     SCORES,
-    Journal,
     Row,
     line,
     read_judgements,
     scores_folder,
+    usage_by_latent,
     usage_of,
     write_scores,
 )
-from autointerp.clients import make_client, sampling_of
+from autointerp.clients import judge_samplings, make_client
 from autointerp.config import OFFLINE, ScoreConfig
+from autointerp.estimate import estimate_jobs
+from autointerp.examples import ExampleSampler
 from autointerp.jobs import make_missing
-from autointerp.judging import ask_missing
-from autointerp.nulls import NULLS, RULES
+from autointerp.journal import Journal
+from autointerp.judging import Question, ask_missing
+from autointerp.nulls import RULES
+from autointerp.plugins import Atom, LLMClient, Scorer
 from autointerp.prompting import Prompts
-from autointerp.records import LLMClient, Scorer
-from autointerp.scorers import SCORERS
-from autointerp.sources import Source, find_sources
+from autointerp.protocols import Judges, resolved, sampler_of, scorer_of, sources_of
+from autointerp.records import Sampling
+from autointerp.sources import Source
 from autointerp.trials import Judging
-from sae.artifacts import Manifest, plain, read_manifest, writing
+from sae.artifacts import Manifest, read_manifest, writing
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.runs import read_run
@@ -51,6 +54,8 @@ class Job:
     folder: Path
     source: Source
     scorer: Scorer
+    client: LLMClient
+    sampler: ExampleSampler
     settings: dict[str, Any]
     identity: Row
     """The columns of scores.csv that are the same for all latents."""
@@ -64,14 +69,23 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> None:
     """The stage: plan, check that nothing stands in the way, then make one artifact after the other."""
     config = parse(ScoreConfig, argv, "python -m autointerp.score")
-    _check(config)
+    config = resolved(config)
     variant = read_run(config.run).get("variant")
-    prompts = Prompts(config.prompts)
     client = make_client(config.client)
-    jobs = [job for source in find_sources(config) for job in _jobs(config, source, client, prompts, variant)]
+    judges, sources = Judges.of(config, client), sources_of(config)
+    samplings = dict(
+        zip(config.scorers, judge_samplings(config.client, client, config.scorers, config.run), strict=True)
+    )
+    jobs = [job for source in sources for job in _jobs(config, source, judges, samplings, variant)]
+
+    if config.client.estimate:
+        asked = [job for job in jobs if job.client is client]
+        for text in estimate_jobs(asked, KIND, config.overwrite, client, config.client, _asked):
+            print(text)
+        return
 
     def make(job: Job, earlier: Manifest | None) -> Manifest:
-        return score_explanations(job, client, config, earlier)
+        return score_explanations(job, job.client, config, earlier)
 
     make_missing(jobs, KIND, config, make, result_line)
 
@@ -86,26 +100,40 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
         earlier: manifest of a complete artifact whose failed requests are to be asked again.
     """
     source, null = job.source, job.settings["null"]
-    judging = Judging(job.scorer, source.sampler, source.explanations, null)
+    judging = Judging(job.scorer, job.sampler, source.explanations, null)
     with writing(job.folder, KIND, job.settings, job.parents, keep=True) as writer, Journal(writer.partial) as journal:
         if earlier is not None and not journal.n_answers:
-            journal.adopt(read_judgements(job.folder), config.examples_per_prompt, usage_of(earlier))
+            by_latent = usage_by_latent(job.folder)
+            journal.adopt(read_judgements(job.folder), job.scorer.per_request, usage_of(earlier), by_latent)
         if null not in RULES:
             if earlier is None and not journal.n_answers:
                 _adopt_replaced(job, journal)
             label = f"{job.settings['dictionary']} {job.scorer.name} {null}".strip()
             label += " (lexical predictability)" if client.model == OFFLINE else ""
-            questions = judging.questions(client.model, sampling_of(config.client))
+            questions = judging.questions(client.model, Sampling(**job.settings["sampling"]))
             ask_missing(questions, journal, client, config.client.concurrency, label, judging.total(journal))
+            if config.reask:
+                second = judging.second_questions(client.model, Sampling(**job.settings["sampling"]), journal)
+                for first in second:
+                    asked = itertools.chain([first], second)
+                    ask_missing(asked, journal, client, config.client.concurrency, f"{label} (again)")
         table = []
         with (writer.partial / JUDGEMENTS).open("w", encoding="utf-8") as stream:
             for explanation in source.explanations:
                 rows = judging.rows(explanation.latent, journal)
                 stream.writelines(line(row) for row in rows)
-                table.append({**job.identity, **judging.summary(explanation, rows)})
+                used = judging.used(explanation.latent, journal)
+                table.append({**job.identity, **judging.summary(explanation, rows), **used})
         write_scores(writer.partial / SCORES, table)
-        counts = {**_counts(table, judging.failed), **journal.costs()}
+        counts = {**_counts(table, job.scorer.atom), "failed": dict(sorted(judging.failed.items()))}
+        counts |= {**judging.counts, **journal.costs()}
         return writer.finish(counts)
+
+
+def _asked(job: Job) -> Iterator[Question]:
+    """The questions of one job."""
+    judging = Judging(job.scorer, job.sampler, job.source.explanations, job.settings["null"])
+    return judging.questions(job.settings["judge"], Sampling(**job.settings["sampling"]))
 
 
 def _adopt_replaced(job: Job, journal: Journal) -> None:
@@ -120,7 +148,8 @@ def _adopt_replaced(job: Job, journal: Journal) -> None:
             old.config.get(name) != job.settings[name] for name in same
         ):
             return
-        journal.adopt(read_judgements(job.folder), job.settings["examples_per_prompt"], usage_of(old))
+        used = usage_by_latent(job.folder)
+        journal.adopt(read_judgements(job.folder), job.scorer.per_request, usage_of(old), used)
 
 
 def result_line(folder: Path, manifest: Manifest) -> str:
@@ -128,60 +157,66 @@ def result_line(folder: Path, manifest: Manifest) -> str:
     counts, config = manifest.counts, manifest.config
     what = "lexical predictability, " if config["judge"] == OFFLINE else ""
     what += f"null {config['null']}, " if config["null"] else ""
-    mean = "undefined" if counts["mean_auroc"] is None else f"{counts['mean_auroc']:.3f}"
+    metric = counts.get("metric", "auroc")
+    value = counts.get("mean", counts["mean_auroc"])
+    mean = "undefined" if value is None else f"{value:.3f}"
+    mean += f" (chance {counts['chance']:.3f})" if counts.get("chance") else ""
     # A rule's score need not be hard: an echo of highlights is a share.
-    note = "" if config["graded"] or config["null"] in RULES else " (hard answers: equal to balanced accuracy)"
+    hard = metric == "auroc" and not config["graded"] and config["null"] not in RULES
+    note = " (hard answers: equal to balanced accuracy)" if hard else ""
     failed = f"{sum(counts['failed'].values())} of {counts['judgements']} judgements failed"
-    return f"{folder}: {what}mean AUROC {mean}{note} over {counts['scored']} of {counts['latents']} latents, {failed}"
+    repaired = f", {counts['repaired']} repaired" if counts.get("repaired") else ""
+    name = {"auroc": "AUROC"}.get(metric, metric)
+    return (
+        f"{folder}: {what}mean {name} {mean}{note} over {counts['scored']} of {counts['latents']} latents, "
+        f"{failed}{repaired}"
+    )
 
 
-def _counts(table: Sequence[Row], failed: Counter[str]) -> dict[str, Any]:
-    defined = [row["auroc"] for row in table if row["auroc"] is not None]
+def _counts(table: Sequence[Row], atom: Atom) -> dict[str, Any]:
+    from autointerp.metrics import HEADLINE
+
+    defined = {name: [row[name] for row in table if row[name] is not None] for name in ("auroc", HEADLINE[atom])}
+    means = {name: float(np.mean(values)) if values else None for name, values in defined.items()}
+    chance = next((row["chance"] for row in table if row["chance"] is not None), None)
     return {
         "latents": len(table),
-        "scored": len(defined),
-        "mean_auroc": float(np.mean(defined)) if defined else None,
+        "scored": len(defined[HEADLINE[atom]]),
+        "mean_auroc": means["auroc"],
+        "metric": HEADLINE[atom],
+        "mean": means[HEADLINE[atom]],
+        "chance": chance,
         "judgements": sum(row["n"] for row in table),
-        "failed": dict(sorted(failed.items())),
         "windows_skipped": sum(row["n_skipped"] for row in table),
     }
 
 
-def _jobs(config: ScoreConfig, source: Source, client: LLMClient, prompts: Prompts, variant: Any) -> Iterator[Job]:
+def _jobs(
+    config: ScoreConfig, source: Source, judges: Judges, samplings: Mapping[str, Sampling], variant: Any
+) -> Iterator[Job]:
     made, cached = source.manifest.config, source.cache.manifest.config
     own = {"variant": variant, "layer": cached.get("layer"), "seed": cached.get("seed")}
-    for scorer, null in itertools.product(config.scorers, (REAL, *config.nulls)):
+    prompts, sampler = Prompts(config.prompts), sampler_of(source, config, judges)
+    for name, null in itertools.product(config.scorers, (REAL, *config.nulls)):
+        scorer = scorer_of(name, config, prompts)
+        client = judges.answering(scorer)
         settings = {
             "dictionary": made["dictionary"],
             "explainer": made["explainer"],
             "explainer_model": made["explainer_model"],
-            "scorer": scorer,
+            "scorer": scorer.name,
             "judge": client.model,
             "null": null,
-            "graded": client.graded and null not in RULES,
+            "graded": (client.graded or samplings[name].top_logprobs > 0) and null not in RULES,
             "examples": made["examples"],
             "examples_per_prompt": config.examples_per_prompt,
-            "sampling": plain(sampling_of(config.client)),
-            "prompts": prompts.digest(f"score/{scorer}"),
-        }
+            "sampling": samplings[name].settings,
+            "prompts": prompts.digest(f"score/{name}"),
+        } | ({} if client.model == OFFLINE else {"reask": config.reask})
         named = ("dictionary", "explainer", "explainer_model", "scorer", "judge", "null", "graded")
         identity = {name: settings[name] for name in named} | own
-        plugin = SCORERS[scorer](examples_per_prompt=config.examples_per_prompt, prompts=prompts)
-        folder = scores_folder(config.run, source.folder, scorer, client.model, null)
-        yield Job(folder, source, plugin, settings, identity)
-
-
-def _check(config: ScoreConfig) -> None:
-    for flag, names, known in (("scorer", config.scorers, SCORERS), ("null", config.nulls, NULLS)):
-        for name in names:
-            if name not in known:
-                raise InputError(f"no {flag} {name!r}; there are {', '.join(known)}")
-        if len(set(names)) < len(names):
-            raise InputError(f"--{flag}s takes any of {', '.join(known)}, each once")
-    if not config.scorers:
-        raise InputError(f"--scorers takes one or more of {', '.join(SCORERS)}, each once")
-    if config.examples_per_prompt < 1:
-        raise InputError(f"--examples-per-prompt must be at least 1, found {config.examples_per_prompt}")
+        folder = scores_folder(config.run, source.folder, scorer.name, client.model, null)
+        yield Job(folder, source, scorer, client, sampler, settings, identity)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autointerp.artifacts import explanation_folders, open_cache, read_explanations, rows_digest
 from autointerp.config import ExamplesConfig, ScoreConfig
+from autointerp.delphi import make_sampler
 from autointerp.examples import ExampleSampler
 from autointerp.records import Explanation
 from sae.artifacts import Manifest, read_manifest
@@ -31,7 +32,12 @@ class Source:
     @cached_property
     def sampler(self) -> ExampleSampler:
         """Which windows the explainer saw; the judge sees their counterparts of the score split."""
-        return ExampleSampler(self.cache, ExamplesConfig(**self.manifest.config["examples"]))
+        return make_sampler(self.cache, self.examples)
+
+    @property
+    def examples(self) -> ExamplesConfig:
+        """Which windows the explanations were made from."""
+        return ExamplesConfig(**self.manifest.config["examples"])
 
     @property
     def parents(self) -> dict[str, str]:

@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from autointerp.artifacts import Journal, Row
+from autointerp.artifacts import Row, plain_row
 from autointerp.examples import ExampleSampler
+from autointerp.grading import LISTS, graded, list_schema, without_object
+from autointerp.journal import Journal
 from autointerp.judging import Question
-from autointerp.nulls import RULES, SHUFFLED, other_of_like_density
-from autointerp.records import Completion, Explanation, Judgement, Sampling, Scorer, Trial
+from autointerp.nulls import RULES, SHUFFLED, other_of_like_density, token_pairs
+from autointerp.plugins import Scorer
+from autointerp.reasking import again, asked_again
+from autointerp.records import ANSWERED, FAILED, Completion, Explanation, Judgement, Sampling, Trial, Verdict
 
 LOG = logging.getLogger(__name__)
 
@@ -40,10 +44,12 @@ class Judging:
         self.sampler = sampler
         self.failed: Counter[str] = Counter()
         self.n_skipped: Counter[int] = Counter()
-        self._explained = [explanation for explanation in explanations if explanation.status == "ok"]
+        self.counts: Counter[str] = Counter()
+        self._explained = [explanation for explanation in explanations if explanation.status in ANSWERED]
         self._ineligible: dict[int, tuple[str, str]] = {}
         self._sentences = self._dealt() if null == SHUFFLED else {e.latent: e.text or "" for e in self._explained}
         self._n_trials: dict[int, int] = {}
+        self._notes: dict[int, str] = {}
 
     def total(self, journal: Journal) -> int:
         """About how many requests are to be sent: as many for every latent as for the first."""
@@ -57,23 +63,60 @@ class Judging:
             trials = self._drawn(latent)
             self._n_trials[latent] = len(trials)
             for number, trial in enumerate(trials):
-                request = dataclasses.replace(trial.request, sampling=sampling)
-                yield Question((latent, number), request, self._reader(latent, trial, request.key(model)))
+                asked = _asked_as(trial, sampling)
+                yield Question((latent, number), asked.request, self._reader(latent, asked, asked.request.key(model)))
+
+    def second_questions(self, model: str, sampling: Sampling, journal: Journal) -> Iterator[Question]:
+        """Each question whose answer could not be read once more, saying what was wrong."""
+        for latent, n_trials in self._n_trials.items():
+            first = {number: journal.rows(latent, number) for number in range(n_trials)}
+            unread = {number: rows[0] for number, rows in first.items() if _unparseable(rows)}
+            trials = self._drawn(latent) if unread else []
+            for number, row in unread.items():
+                asked = _asked_as(trials[number], sampling)
+                if not asked.request.messages:
+                    continue
+                fault = row.get("reason", "")
+                request = asked_again(asked.request, fault)
+                reader = self._reader(latent, asked, request.key(model), (row["request_key"], fault))
+                yield Question((latent, again(number)), request, reader)
 
     def rows(self, latent: int, journal: Journal) -> list[Row]:
-        """All judgements about a latent, in the order of the questions."""
+        """All judgements about a latent, in the order of the questions; of two answers to one question the second."""
         if self.null in RULES:
             return self._ruled(latent)
-        return [row for number in range(self._n_trials.get(latent, 0)) for row in journal.rows(latent, number)]
+        found = []
+        for number in range(self._n_trials.get(latent, 0)):
+            rows = journal.rows(latent, number)
+            if _unparseable(rows) and (latent, again(number)) in journal:
+                rows = journal.rows(latent, again(number))
+            found += rows
+        return found
+
+    def used(self, latent: int, journal: Journal) -> Row:
+        """Requests about a latent, and the tokens of their answers and prompts."""
+        asked = range(0 if self.null in RULES else self._n_trials.get(latent, 0))
+        slots = [(latent, one) for number in asked for one in (number, again(number)) if (latent, one) in journal]
+        used = [journal.used(*slot) for slot in slots]
+        return {
+            "requests": len(used),
+            "prompt_tokens": sum(one.prompt_tokens for one in used),
+            "completion_tokens": sum(one.completion_tokens for one in used),
+        }
 
     def summary(self, explanation: Explanation, rows: Sequence[Row]) -> Row:
         """A latent's line of scores.csv; failures are counted and take no part in the metrics."""
-        from autointerp.metrics import latent_metrics
+        from autointerp.metrics import summary_metrics
 
-        judged = [row for row in rows if row["status"] == "ok"]
-        failures = Counter(row["status"] for row in rows if row["status"] != "ok")
+        judged = [row for row in rows if row["status"] in ANSWERED]
+        by_status = Counter(row["status"] for row in rows)
+        failures = Counter({name: by_status[name] for name in FAILED if by_status[name]})
         self.failed += failures
+        n_reasked = sum(bool(row.get("earlier_key")) for row in rows)
+        self.counts.update(repaired=by_status["repaired"], reasked=n_reasked)
         status, reason = self._ineligible.get(explanation.latent, (explanation.status, explanation.reason))
+        if status in ANSWERED:
+            status, reason = "ok", self._notes.get(explanation.latent, "")
         if status == "ok" and not rows:
             status, reason = "too_dense", f"no window has room for a {self.scorer.name} question"
         elif status == "ok" and not judged:
@@ -85,10 +128,18 @@ class Judging:
             "n_failed": len(rows) - len(judged),
             "n_skipped": self.n_skipped[explanation.latent],
             "density": self.sampler.density(explanation.latent),
-            **latent_metrics([row["y_true"] for row in judged], [row["y_score"] for row in judged]),
+            **summary_metrics(self.scorer.atom, judged, self.chance),
             "status": status,
             "reason": reason,
+            "n_repaired": by_status["repaired"],
+            **{f"n_{name}": failures[name] for name in FAILED},
+            "n_reasked": n_reasked,
         }
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing scores where judgements are choices."""
+        return getattr(self.scorer, "chance", None)
 
     def _dealt(self) -> dict[int, str]:
         """Each explained latent with the sentence of another one of like density."""
@@ -111,8 +162,13 @@ class Judging:
         examples = self.sampler.examples(latent)
         rng = np.random.default_rng([self.seed, latent, zlib.crc32(self.scorer.name.encode())])
         trials = self.scorer.trials(examples, self._sentences[latent], rng)
-        asked = {example for trial in trials for example in trial.example_ids}
-        self.n_skipped[latent] = sum(example.id not in asked for example in examples.test)
+        self.n_skipped[latent] = examples.n_unmatched
+        if examples.n_unmatched:
+            whole = examples.n_unmatched + len(examples.test)
+            self._notes[latent] = f"{examples.n_unmatched} of {whole} activating windows have no such counterpart"
+        if self.scorer.atom in ("text", "rank"):
+            asked = {example for trial in trials for example in trial.example_ids}
+            self.n_skipped[latent] += sum(example.id not in asked for example in examples.test)
         return trials
 
     def _ruled(self, latent: int) -> list[Row]:
@@ -120,18 +176,47 @@ class Judging:
         trials = self._drawn(latent) if latent in self._sentences else []
         # A latent without trials may be one that never fires, and have no heaviest token.
         rule, token = RULES[self.null], self.sampler.heaviest_token(latent) if trials else ""
+        of_tokens = self.scorer.atom == "token"
         return [
-            vars(Judgement(latent, self.scorer.name, example, y, score, "ok", ""))
+            plain_row(Judgement(latent, self.scorer.name, example, y, score, "ok", "", tokens=pairs))
             for trial in trials
-            for example, y, score in zip(trial.example_ids, trial.y_true, rule(trial, token), strict=True)
+            for example, y, score, pairs in zip(
+                trial.example_ids,
+                trial.y_true,
+                rule(trial, token),
+                token_pairs(self.null, trial, token) if of_tokens else [()] * len(trial.y_true),
+                strict=True,
+            )
         ]
 
-    def _reader(self, latent: int, trial: Trial, key: str) -> Callable[[Completion], list[Judgement]]:
+    def _reader(
+        self, latent: int, trial: Trial, key: str, earlier: tuple[str, str] = ("", "")
+    ) -> Callable[[Completion], list[Judgement]]:
+        of_tokens = self.scorer.atom == "token"
+
+        def row(i: int, verdict: Verdict) -> Judgement:
+            pairs = tuple(zip(trial.targets[i], verdict.tokens, strict=True)) if of_tokens and verdict.tokens else ()
+            about = (latent, self.scorer.name, trial.example_ids[i], trial.y_true[i])
+            return Judgement(*about, verdict.y_score, verdict.status, key, verdict.reason, *earlier, pairs)
+
         def rows(completion: Completion) -> list[Judgement]:
+            if trial.request.task in LISTS:
+                held = trial.request.sampling.structured
+                completion = without_object(completion) if held else graded(completion, len(trial.y_true))
             verdicts = self.scorer.parse(trial, completion)
-            return [
-                Judgement(latent, self.scorer.name, example, truth, y_score, status, key)
-                for example, truth, (y_score, status) in zip(trial.example_ids, trial.y_true, verdicts, strict=True)
-            ]
+            if len(verdicts) != len(trial.y_true):
+                raise ValueError(f"{self.scorer.name} gave {len(verdicts)} verdicts on {len(trial.y_true)} texts")
+            return [row(i, verdict) for i, verdict in enumerate(verdicts)]
 
         return rows
+
+
+def _asked_as(trial: Trial, sampling: Sampling) -> Trial:
+    """A trial whose request has the form that the answer is to have, where a server can be held to one."""
+    listed = trial.request.task in LISTS
+    schema = list_schema(len(trial.y_true)) if listed else trial.request.schema
+    return dataclasses.replace(trial, request=dataclasses.replace(trial.request, sampling=sampling, schema=schema))
+
+
+def _unparseable(rows: Sequence[Row]) -> bool:
+    return any(row["status"] == "unparseable" for row in rows)

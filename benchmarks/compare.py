@@ -20,6 +20,7 @@ import tyro
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from autointerp.agreement import agreement_section
 from autointerp.plots import quadrant_figure, save_svg
 from benchmarks.comparison import long_table
 from benchmarks.entropy_score import ENTROPY, EntropyScore, entropy_scores
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{expected}, found {config.power}; give half the width of the interval")
     runs = list(config.runs) if config.suite is None else run_suite(Suite.read(config.suite), config.out)
     text, files = report(read_scores(runs), read_measures(runs), config.power)
+    text += agreement_section(runs)
     _write(config.out, {"table.md": text.encode(), **files})
     print(text, end="", flush=True)
 

@@ -17,7 +17,7 @@ from autointerp.metrics import METRICS
 from autointerp.nulls import NULLS
 from autointerp.stats import Difference, Estimate, cluster_difference, cluster_interval
 from benchmarks.contrasts import TRAINED
-from benchmarks.reading import Question, Scores, variant_rank
+from benchmarks.reading import ANSWERS, Question, Scores, variant_rank
 from benchmarks.tables import numbers
 
 SAE_METRICS = ("fvu", "fvu_token_mean", "fvu_pca", "cosine", "l0", "dead_share")
@@ -73,13 +73,16 @@ class Line:
         """How many latents were scored, were too rare or too dense, or failed, and how many judgements failed."""
         table = pd.concat([part.table for part in self.parts])
         status = Counter(table["status"])
-        scored = int(table["auroc"].notna().sum())
+        # Simulations and choices have no AUROC.
+        headline = ["auroc"] if table["auroc"].notna().any() else ["correlation", "accuracy"]
+        scored = int(table[headline].notna().any(axis=1).sum())
         return {
             "latents_scored": scored,
             **{f"latents_{name}": status[name] for name in UNSCORED},
             "latents_failed": len(table) - scored - sum(status[name] for name in UNSCORED),
             "judgements": int(table["n"].sum()),
             "judgements_failed": int(table["n_failed"].sum()),
+            **{f"judgements_{name.removeprefix('n_')}": int(table[name].sum()) for name in ANSWERS},
         }
 
     @cached_property
@@ -138,6 +141,7 @@ def long_table(sections: Sequence[Sequence[Line]]) -> pd.DataFrame:
         subject, question, difference = line.parts[0].subject, line.question, line.difference
         about = {"subject": subject.name, "corpus": subject.corpus, **vars(question), "variant": line.variant}
         estimates = {name: line.mean(name) for name in METRICS}
+        estimates |= {"accuracy": found} if (found := line.mean("accuracy")) else {}
         if difference:
             estimates |= {"auroc_trained_minus_this": difference.difference, "hedges_g": difference.effect}
         for null in line.nulls:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from autointerp.metrics import METRICS, THRESHOLD, latent_metrics
 from autointerp.pooled import delphi_metrics
+from autointerp.records import ANSWERED
 from benchmarks.tables import UNDEFINED, table
 from sae.cli import parse, run_stage
 from sae.errors import InputError
@@ -73,7 +74,7 @@ def comparison(judgements: pd.DataFrame, firings: Mapping[int, int]) -> str:
 
 def mean_over_latents(judgements: pd.DataFrame) -> dict[str, float]:
     """The means over latents of the columns of scores.csv, with the number of latents that have one, and the counts."""
-    answered = judgements[judgements["status"] == "ok"]
+    answered = judgements[judgements["status"].isin(ANSWERED)]
     by_latent = pd.DataFrame([latent_metrics(g["y_true"], g["y_score"]) for _, g in answered.groupby("latent")])
     means = by_latent.reindex(columns=list(METRICS)).astype(float).mean().to_dict()
     scored = float(by_latent["auroc"].notna().sum()) if len(by_latent) else 0.0
@@ -133,7 +134,7 @@ def delphi_own(
             """In double precision."""
             return self.double()
 
-    answered = (judgements["status"] == "ok").to_numpy()
+    answered = judgements["status"].isin(ANSWERED).to_numpy()
     scores = judgements["y_score"].astype(float).to_numpy()
     rows = pd.DataFrame(
         {

@@ -14,6 +14,7 @@ import pandas as pd
 from autointerp.artifacts import SCORES, explanation_folders
 from autointerp.config import OFFLINE
 from autointerp.metrics import METRICS, token_concentration
+from autointerp.records import FAILED
 from autointerp.sources import Source, read_source
 from sae.artifacts import complete_folders, dictionary_folder, read_json, read_manifest
 from sae.config import VARIANTS, Variant
@@ -23,6 +24,8 @@ from sae.runs import read_run
 ONE_TOKEN = 0.9
 """Share of a latent's activation mass on one token id above which it counts as a one-token latent."""
 
+ANSWERS = ("n_repaired", "n_reasked", *(f"n_{status}" for status in FAILED))
+"""How many answers were repaired, asked for twice, or failed for each reason."""
 ROOT = Path(__file__).resolve().parent.parent
 Draw = tuple[int, int]
 
@@ -205,10 +208,15 @@ def read_table(path: Path, n_latents: int) -> pd.DataFrame:
         ValueError: a row is missing, comes twice, or holds no number where there must be one.
     """
     table = pd.read_csv(path)
-    table = table[["status"]].join(table[["latent", "n", "n_failed", "density", *METRICS]].apply(pd.to_numeric))
+    counted = ["latent", "n", "n_failed", *(name for name in ANSWERS if name in table)]
+    metrics = [name for name in (*METRICS, "accuracy") if name in table or name in METRICS]
+    table = table[["status"]].join(table[[*counted, "density", *metrics]].apply(pd.to_numeric))
     if len(table) != n_latents or table["latent"].duplicated().any():
         raise ValueError(f"expected a row for each of {n_latents} latents, found {table['latent'].nunique()} latents")
-    if not table[["latent", "n", "n_failed"]].ge(0).all(axis=None) or not table["density"].between(0, 1).all():
+    # Scores of earlier versions do not say how answers failed.
+    table = table.reindex(columns=[*table.columns, *(name for name in (*ANSWERS, "accuracy") if name not in table)])
+    table[list(ANSWERS)] = table[list(ANSWERS)].fillna(0).astype(int)
+    if not table[counted].ge(0).all(axis=None) or not table["density"].between(0, 1).all():
         raise ValueError("expected a latent, counts and a density from 0 to 1 in every row")
     return table
 

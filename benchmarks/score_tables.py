@@ -110,7 +110,19 @@ def _columns(lines: Sequence[Line]) -> list[Column]:
         ("scored", lambda line: str(line.counts["latents_scored"])),
         ("rare / dense", lambda line: f"{line.counts['latents_too_rare']} / {line.counts['latents_too_dense']}"),
         ("failed", lambda line: f"{line.counts['judgements_failed']} of {line.counts['judgements']}"),
+        *_only_some(lines),
     ]
+
+
+def _only_some(lines: Sequence[Line]) -> list[Column]:
+    """What most tables would show as a column of dashes: numbers of scorers without AUROC, and repaired answers."""
+    found: list[Column] = []
+    if any(line.mean("auroc") is None for line in lines):
+        found += [("correlation", _mean_cell("correlation")), ("accuracy", _mean_cell("accuracy"))]
+    if any(line.counts["judgements_repaired"] or line.counts["judgements_reasked"] for line in lines):
+        counted = ("judgements_repaired", "judgements_reasked")
+        found.append(("repaired / asked twice", lambda line: " / ".join(str(line.counts[name]) for name in counted)))
+    return found
 
 
 def _null_columns(lines: Sequence[Line]) -> list[Column]:

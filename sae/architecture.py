@@ -48,7 +48,8 @@ class Architecture:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-        if self.kind in K_KINDS and not (isinstance(self.k, int) and 1 <= self.k <= self.n_latents):
+        k = 0 if isinstance(self.k, bool) or not isinstance(self.k, int) else self.k
+        if self.kind in K_KINDS and not 1 <= k <= self.n_latents:
             raise ValueError(f"k must be between 1 and n_latents={self.n_latents}, got {self.k!r}")
         if self.normalise not in get_args(Normalise):
             raise ValueError(f"normalise must be one of {', '.join(get_args(Normalise))}, got {self.normalise!r}")

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import os
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import torch
+
+CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Where a user forbids oneDNN, which does torch's bfloat16 products, the newer instructions."""
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+WITHOUT_AMX = (*WITHOUT_BF16, "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", "AVX10_2_512")
+CPU_FACTS = Path("/proc/cpuinfo")
 
 
 @cache
 def screen_dtype(device: torch.device) -> torch.dtype:
     """The arithmetic of the cheap product on a device: bfloat16 where that is the faster one, else float32.
 
-    Not every processor that has instructions for bfloat16 gains by them; a small product of each tells. The result of
-    the selection is the same.
+    The selection is the same, but not the last bits of what is added up in its order: hence a function of the machine
+    and of `ONEDNN_MAX_CPU_ISA` alone, and not of a measurement, which another process may find otherwise. A CPU gets
+    bfloat16 if it has AMX, or AVX512_BF16 and is no Intel: on those without AMX in use it is slower than float32.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device.type != "cpu":
         return torch.float32
-    return torch.bfloat16 if 1.2 * _product_seconds(torch.bfloat16) < _product_seconds(torch.float32) else torch.float32
+    cap = next((os.environ[name].strip().upper() for name in CAPS if name in os.environ), "")
+    amx = cap not in WITHOUT_AMX and _has("_is_amx_tile_supported")
+    avx = cap not in WITHOUT_BF16 and _has("_is_avx512_bf16_supported") and _is_amd()
+    return torch.bfloat16 if amx or avx else torch.float32
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    """The shortest of some products of a few hundred rows."""
-    left, right = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(left, right.T)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def _has(question: str) -> bool:
+    """What one of torch's private questions about the CPU gives; no, where this version has no such question."""
+    return bool(getattr(torch.cpu, question, bool)())
+
+
+def _is_amd() -> bool:
+    """Whether the CPU is AMD's; no, where the system does not say."""
+    try:
+        return "AuthenticAMD" in CPU_FACTS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

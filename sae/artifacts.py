@@ -25,6 +25,8 @@ from sae.errors import InputError
 
 SCHEMA = 1
 LOG = "train_log.jsonl"
+REQUEST = ".request.json"
+"""In a half-written artifact: digest of what determines it."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -127,7 +129,8 @@ def read_json(path: Path, mend: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {mend}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        # Not every refusal is a JSONDecodeError: a number may have too many digits, brackets may go too deep.
         raise InputError(f"{path} is damaged ({error}); {mend}") from None
 
 
@@ -258,13 +261,25 @@ def writing(
     writer.folder.parent.mkdir(parents=True, exist_ok=True)
     busy = f"another process is writing {folder}; wait for it or stop it"
     with locked(folder.with_name(f".{folder.name}.lock"), busy):
-        request = digest([kind, SCHEMA, writer.config, writer.parents])
-        note = writer.partial / ".request.json"
-        if writer.partial.exists() and not (keep and note.exists() and note.read_text() == json.dumps(request)):
+        if writer.partial.exists() and not (keep and partial_of(folder, kind, config, parents) is not None):
             shutil.rmtree(writer.partial)
         writer.partial.mkdir(exist_ok=True)
-        note.write_text(json.dumps(request))
+        (writer.partial / REQUEST).write_text(_request(kind, config, parents))
         yield writer
+
+
+def partial_of(folder: Path, kind: str, config: Any, parents: dict[str, str]) -> Path | None:
+    """What an interrupted writing of the same artifact has left, None if there is nothing or it is of another one."""
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        same = (partial / REQUEST).read_text() == _request(kind, config, parents)
+    except FileNotFoundError:
+        return None
+    return partial if same else None
+
+
+def _request(kind: str, config: Any, parents: Mapping[str, str]) -> str:
+    return json.dumps(digest([kind, SCHEMA, plain(config), dict(parents)]))
 
 
 @contextlib.contextmanager
@@ -284,3 +299,15 @@ def locked(lock: Path, busy: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(str(busy)) from None
         yield
+
+
+def is_locked(lock: Path) -> bool:
+    """Whether somebody holds the lock of a file."""
+    try:
+        with lock.open("r") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

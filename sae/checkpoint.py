@@ -62,9 +62,11 @@ def load_dictionary(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
         found = f"{folder / 'config.json'} does not describe a dictionary of this project ({error})"
         raise InputError(f"{found}; {mend}") from None
     try:
-        tensors = load_file(folder / "weights.safetensors")
-        model = SparseAutoencoder(architecture)
-        model.load_state_dict(tensors)
+        tensors = {name: tensor.float() for name, tensor in load_file(folder / "weights.safetensors").items()}
+        # Without numbers of its own: nothing is allocated by what a config says.
+        with torch.device("meta"):
+            model = SparseAutoencoder(architecture)
+        model.load_state_dict(tensors, assign=True)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder / 'weights.safetensors'} cannot be used ({reason}); {mend}") from None

@@ -20,6 +20,8 @@ Site = Literal["residual", "mlp", "attention", "transcoder"]
 OptimiserState = Literal["float32", "bfloat16", "8bit"]
 Track = Literal["none", "wandb", "trackio"]
 LARGEST_SEED = 2**32 - 1
+LARGEST_COEFFICIENT = 1e6
+"""Of a part of the loss. Far beyond, squares of gradients are no float32 numbers, and Adam stands still in silence."""
 
 
 def _at_least(smallest: int, **values: int) -> None:
@@ -122,15 +124,17 @@ class SAEConfig:
             raise InputError(f"--matryoshka goes with --architecture {' or '.join(K_KINDS)}, not {self.architecture}")
         if not all(0 < share <= 1 for share in self.matryoshka):
             raise InputError(f"--matryoshka takes shares of the latents, above 0 and at most 1, got {self.matryoshka}")
-        if self.sparsity is not None and (self.architecture in K_KINDS or not 0 <= self.sparsity < math.inf):
-            expected = "a number of at least 0, with --architecture jumprelu, relu or gated"
+        if self.sparsity is not None and (
+            self.architecture in K_KINDS or not 0 <= self.sparsity <= LARGEST_COEFFICIENT
+        ):
+            expected = f"a number between 0 and {LARGEST_COEFFICIENT:g}, with --architecture jumprelu, relu or gated"
             raise InputError(f"--sparsity expected {expected}; got {self.sparsity} with {self.architecture}")
         if self.null in UNTRAINED and (self.architecture != "topk" or self.matryoshka):
             raise InputError(
                 f"--null {self.null} is not trained: it goes with --architecture topk, without --matryoshka"
             )
-        if not 0 <= self.auxk < math.inf:
-            raise InputError(f"--auxk must be at least 0 and finite, got {self.auxk}")
+        if not 0 <= self.auxk <= LARGEST_COEFFICIENT:
+            raise InputError(f"--auxk must be between 0 and {LARGEST_COEFFICIENT:g}, got {self.auxk}")
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,8 @@ class TrainConfig:
             if not 0 <= share <= 1:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} is a share of the training, between 0 and 1, got {share}")
+        if not self.dead_after:
+            raise InputError("--dead-after 0 would count every latent as dead at once; give a share above 0")
 
 
 @dataclass(frozen=True)

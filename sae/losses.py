@@ -126,7 +126,7 @@ def _selected_loss(
 @torch.no_grad()
 def in_units(model: SparseAutoencoder, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """What the encoder's product sees, and the target, in the autoencoder's own units."""
-    return model.inputs(x), target * model.scale
+    return model.inputs(x), target * model.scale_out
 
 
 def _encoder(model: SparseAutoencoder) -> EncoderWeights:
@@ -207,7 +207,7 @@ def _dense_fvu(
     Frozen, the decoder gets no gradient of it.
     """
     w_dec, b_dec = (model.w_dec.detach(), model.b_dec.detach()) if frozen else (model.w_dec, model.b_dec)
-    target = target * model.scale
+    target = target * model.scale_out
     return parallel.total((target - active @ w_dec - b_dec).square().sum()) / variation(target, parallel)
 
 

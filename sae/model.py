@@ -44,7 +44,8 @@ class SparseAutoencoder(nn.Module):
     """An autoencoder, or transcoder, on `[token, d_in]`, which may come from one hookpoint or from many.
 
     Inputs are multiplied by one number, `scale`, normalised where the architecture says so, and the decoder bias is
-    taken off before encoding; reconstructions are in the units of the inputs again.
+    taken off before encoding; reconstructions are in the units of the inputs again. What a transcoder predicts may be
+    much smaller or larger than what it reads: it has a number of its own, `target_scale`.
 
     pre = W_enc x + b_enc, then by kind:
         topk: the k largest of a token, through a ReLU (Gao et al., arXiv 2406.04093);
@@ -59,6 +60,7 @@ class SparseAutoencoder(nn.Module):
     w_dec: Tensor
     b_dec: Tensor
     scale: Tensor
+    target_scale: Tensor
     threshold: Tensor
     r_mag: Tensor
     b_mag: Tensor
@@ -73,6 +75,8 @@ class SparseAutoencoder(nn.Module):
         self.w_dec = nn.Parameter(torch.zeros(n, d_out))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.register_buffer("scale", torch.ones(()))
+        if architecture.d_out is not None:
+            self.register_buffer("target_scale", torch.ones(()))
         if architecture.kind == "batch_topk":
             # Negative: not learned yet.
             self.register_buffer("threshold", -torch.ones(()))
@@ -98,15 +102,22 @@ class SparseAutoencoder(nn.Module):
         """Latents active per token, where the architecture is told."""
         return self.architecture.k
 
+    @property
+    def scale_out(self) -> Tensor:
+        """What targets are multiplied by, and reconstructions divided by: the scale, or a transcoder's target scale."""
+        return self.scale if self.architecture.d_out is None else self.target_scale
+
     @torch.no_grad()
-    def initialise(self, sample: Tensor, generator: torch.Generator) -> None:
-        """Set scale, biases and directions from a sample of inputs [token, d_in].
+    def initialise(self, sample: Tensor, generator: torch.Generator, target: Tensor | None = None) -> None:
+        """Set scales, biases and directions from a sample of inputs [token, d_in].
 
         The scale makes the mean squared norm d_in; the decoder bias is the mean; directions are uniform on the sphere,
-        the encoder a copy of the decoder.
+        the encoder a copy of the decoder. A transcoder's target [token, d_out] has its own scale, and the bias of it.
         """
-        self.scale.copy_((self.d_in / sample.square().sum(-1).mean().clamp_min(1e-12)).sqrt())
-        self.b_dec.copy_(sample.mean(0) * self.scale)
+        target = sample if target is None else target
+        for scale, x in ((self.scale, sample), (self.scale_out, target)):
+            scale.copy_((x.shape[1] / x.square().sum(-1).mean().clamp_min(1e-12)).sqrt())
+        self.b_dec.copy_(target.mean(0) * self.scale_out)
         self.b_enc.zero_()
         self.w_dec.copy_(torch.randn(self.w_dec.shape, generator=generator))
         self.normalise_decoder()
@@ -136,7 +147,7 @@ class SparseAutoencoder(nn.Module):
     def _inputs(self, x: Tensor) -> tuple[Tensor, _Units]:
         shape = self.architecture
         x = x * self.scale
-        units = _Units(1 / self.scale, 0.0)
+        units = _Units(1 / self.scale_out, 0.0)
         if shape.normalise == "standardise":
             mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
             # In the units of the inputs, so that the scale cancels.
@@ -190,7 +201,7 @@ class SparseAutoencoder(nn.Module):
         """
         decoded = sparse_rows(indices, values, self.w_dec) + self.b_dec
         if self.architecture.normalise == "none" and not self.architecture.skip:
-            return decoded / self.scale
+            return decoded / self.scale_out
         if x is None:
             raise ValueError("this dictionary normalises each vector or has a skip: decode needs the inputs")
         if self.architecture.skip:

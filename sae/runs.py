@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae.artifacts import plain, read_json, write_json
+from sae.artifacts import is_locked, plain, read_json, write_json
 from sae.errors import InputError
 
 RUN_KEYS = {"subject", "variant", "corpus"}
@@ -17,7 +17,8 @@ PLACES = {"subject": "subject_fingerprint", "corpus": "corpus_fingerprint"}
 def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
     """Note in `run.json` which subject, variant and corpus a run holds, or check that it holds these.
 
-    A run without any complete artifact may be claimed anew: its first command may have had a mistake in it.
+    A run without any complete artifact may be claimed anew: its first command may have had a mistake in it. Not while
+    another process writes one: what it completes would then belong to a subject that it was not made from.
 
     Raises:
         InputError: the run holds another subject, variant or corpus.
@@ -25,7 +26,7 @@ def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
     path, wanted = run / "run.json", plain(identity)
     if run.exists() and not run.is_dir():
         raise InputError(f"--run {run} is a file; name a folder")
-    if path.exists() and any(run.glob("*/*/manifest.json")):
+    if path.exists() and (any(run.glob("*/*/manifest.json")) or any(map(is_locked, run.glob("*/.*.lock")))):
         found = read_run(run)
         for key in wanted:
             mark = PLACES.get(key, "")

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae.arithmetic import screen_dtype
 from sae.artifacts import digest, file_digest, package_versions
 from sae.config import TrainConfig
 from sae.distributed import ALONE, Parallel
@@ -33,7 +34,7 @@ MEANS, STEP = "means", "step"
 UNFINISHED = ".partial"
 STEPS_BETWEEN_QUESTIONS = 20
 """How often several processes ask the main one for the time."""
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 
 Part = tuple[str, Mapping[str, Tensor]]
 
@@ -43,7 +44,8 @@ def environment(device: torch.device, parallel: Parallel = ALONE) -> dict[str, s
     grid = f"{parallel.rank} of {parallel.world} in groups of {parallel.shards}"
     versions = {name: version for name, version in package_versions().items() if name in ("torch", "transformers")}
     place = {"process": grid} if parallel.world > 1 else {}
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, **versions, **place}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "screen": str(screen_dtype(device)).removeprefix("torch."), **versions, **place}
 
 
 class SnapshotClock:
@@ -134,7 +136,8 @@ class SnapshotStore:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             digests = {part: _write(partial / f"{part}.safetensors", tensors) for part, tensors in parts}
-            whole = {**facts, "requests": self.requests, "environment": self.environment, "digests": digests}
+            own = {"requests": self.requests, "environment": self.environment, "threads": torch.get_num_threads()}
+            whole = {**facts, **own, "digests": digests}
             (partial / FACTS).write_text(json.dumps(whole))
             for path in (partial / FACTS, partial):
                 _flush(path)
@@ -159,7 +162,9 @@ class SnapshotStore:
             usable = {_number(snapshot.folder): snapshot for snapshot in self._usable(kind)}
             common = self.parallel.held_by_all(list(usable))
             snapshot = usable[max(common)] if common else None
-        self.kept = snapshot.folder if snapshot else self.kept
+        if snapshot:
+            self.kept = snapshot.folder
+            _take_threads(snapshot)
         return snapshot
 
     def _usable(self, kind: str) -> Iterator[Snapshot]:
@@ -186,7 +191,10 @@ class SnapshotStore:
             return f"{', '.join(sorted(missing))} was not trained with it"
         if any(facts["requests"][name] != request for name, request in self.requests.items()):
             return "it was made with other settings"
-        return "" if facts["environment"] == self.environment else "it was made on another device or by other packages"
+        there, here = facts["environment"], self.environment
+        unlike = (name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name))
+        found = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in unlike)
+        return f"it was made on another device or by other packages ({found})" if found else ""
 
     def last_words(self) -> str:
         """Where the last good state lies, for the end of a message that the training has failed."""
@@ -199,6 +207,19 @@ class SnapshotStore:
         """Forget this command's snapshots, of all processes that had one here."""
         for folder in self.parent.glob(f"{self._stem}*"):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_threads(snapshot: Snapshot) -> None:
+    """Go on with as many threads as a snapshot was made with: the order of float32 sums depends on it."""
+    threads, here = snapshot.facts.get("threads"), torch.get_num_threads()
+    if isinstance(threads, int) and 0 < threads != here and snapshot.facts["environment"].get("device") == "cpu":
+        log.info(
+            "taking %d threads instead of %d, as %s was made with: the numbers stay the same",
+            threads,
+            here,
+            snapshot.folder,
+        )
+        torch.set_num_threads(threads)
 
 
 def _number(path: Path) -> int:

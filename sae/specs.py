@@ -13,6 +13,8 @@ from sae.config import BASES, UNTRAINED, SAEConfig, Site, TrainConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 
+MOST_LATENTS = 2**31 - 1
+"""Latents are counted in int32 where they are sorted."""
 SWEPT = (
     *("run", "layers", "sites", "seed", "seeds", "ks", "overwrite"),
     *("snapshot_minutes", "snapshot_steps", "track", "shard_latents"),
@@ -58,9 +60,12 @@ class DictionarySpec:
         """The form of the dictionary between these widths.
 
         Raises:
-            InputError: k does not fit the number of latents.
+            InputError: k does not fit the number of latents, or they are too many.
         """
         n_latents, sae = self.sae.expansion * d_in, self.sae
+        if n_latents > MOST_LATENTS:
+            found = f"{sae.expansion} x {d_in} latents are more than {MOST_LATENTS:,}"
+            raise InputError(f"--expansion {sae.expansion} is out of range: {found}; ask for fewer")
         if sae.k > n_latents:
             found = f"the dictionary has {n_latents} latents ({sae.expansion} x {d_in})"
             raise InputError(f"--k {sae.k} is out of range: {found}; ask for fewer")
@@ -128,6 +133,10 @@ def asked(config: TrainConfig, sae: SAEConfig) -> list[DictionarySpec]:
         raise InputError("--skip-embed and --sites transcoder do not go together; leave one out")
     if sae.null in (*UNTRAINED, "gaussian") and "transcoder" in config.sites:
         raise InputError(f"--null {sae.null} and --sites transcoder do not go together; leave one out")
+    if len(config.ks) > 1 and sae.architecture in ("relu", "gated"):
+        raise InputError(
+            f"--ks would train the same dictionary several times: {sae.architecture} has no k; leave it out"
+        )
     sae = dataclasses.replace(sae, expansion=2) if sae.null in BASES else sae
     return [
         DictionarySpec(layer, site, dataclasses.replace(sae, k=k), seed)

@@ -97,8 +97,9 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
     identity = subject_identity(args.subject)
     parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
     check_same(parents, parallel)
+    claimed = {**identity, **corpus_place(args.corpus, corpus)}
     if parallel.is_main:
-        claim_run(args.train.run, {**identity, **corpus_place(args.corpus, corpus)})
+        claim_run(args.train.run, claimed)
     specs = asked(args.train, args.sae)
     settings = corpus_settings(args.corpus)
     configs = {spec: spec.settings(args.train, identity, settings) for spec in specs}
@@ -116,6 +117,9 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
             writers: Writers = dict.fromkeys(todo)
             for spec in todo if parallel.is_main else ():
                 writers[spec] = stack.enter_context(writing(folders[spec], "sae", configs[spec], parents))
+            if parallel.is_main:
+                # Once more: until it was locked, another process could have claimed the run.
+                claim_run(args.train.run, claimed)
             snapshots = replace(snapshots, environment=environment(subject.device, parallel))
             wanted = snapshots if args.train.snapshots else None
             _train_all(args, subject, corpus, writers, wanted, parallel)

@@ -216,15 +216,15 @@ def _restore_stream(
 
 def _trainer(source: Source, spec: DictionarySpec, pair: tuple[Tensor, Tensor], law: Moments | None) -> Trainer:
     config, device, parallel = source.config, source.subject.device, source.parallel
-    x, target = parallel.sample(pair[0]), pair[1]
+    x, target = parallel.sample(pair[0]), parallel.sample(pair[1])
     model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1]))
     if parallel.shards == 1:
         model.to(device)
     else:
         # Whole, a dictionary whose latents are spread may be too large for the device.
-        x = x.cpu()
+        x, target = x.cpu(), target.cpu()
     # One generator per dictionary: which others are trained beside it must not change it.
-    model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer))
+    model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer), target)
     model.initialise_thresholds(x, spec.sae.k)
     set_directions(model, spec.sae.null, x, law)
     parallel.copy_main(model.state_dict().values())

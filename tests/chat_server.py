@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -19,6 +22,31 @@ MALFORMED = (
     "",
     "[1, 0, 1",
 )
+HANGS, CUTS = -1, -2
+HANG = 1.5
+"""Seconds without an answer after which a hanging request is cut; tests give up before."""
+FAULTS: dict[str, tuple[int, Any]] = {
+    "busy": (429, {"error": {"message": "slow down"}}),
+    "broken": (500, {"error": {"message": "broken"}}),
+    "overloaded": (503, "no JSON"),
+    "hangs": (HANGS, None),
+    "cut": (CUTS, None),
+}
+"""What becomes of a question before it is answered: status and body."""
+
+
+def pieces(text: str) -> list[str]:
+    """An answer cut into tokens, as a vocabulary does that has no token with two digits."""
+    return re.findall(r" ?\d| ?[A-Za-z]+|.", text, re.DOTALL)
+
+
+def place(token: str, top: int) -> dict[str, Any]:
+    """Log probabilities at a token: nine tenths for it, and the other digit next where it is one."""
+    rival = token.replace("1", "x").replace("0", "1").replace("x", "0")
+    others = [(rival if rival != token else "?", math.log(0.08)), ("!", math.log(0.01)), ("#", math.log(0.005))]
+    likely = [(token, math.log(0.9)), *others][:top]
+    alternatives = [{"token": name, "logprob": value, "bytes": None} for name, value in likely]
+    return {"token": token, "logprob": math.log(0.9), "bytes": None, "top_logprobs": alternatives}
 
 
 class _Server(ThreadingHTTPServer):
@@ -36,17 +64,26 @@ class ChatServer:
     Args:
         mode: ok; malformed (answers from `MALFORMED`, in turn); busy (429 at the first attempt of each question);
             failing (500); refusal; filtered; truncated; unauthorised (401); unknown (404); garbage (200, but no JSON);
-            bare (no usage, no id, as some servers do); hidden (an error under status 200, as some gateways do).
+            bare (no usage, no id, as some servers do); hidden (an error under status 200, as some gateways do);
+            faulty (each question meets one or two of `FAULTS` before its answer, drawn by the question's text);
+            quota (429 that no waiting mends).
         word: what a text must contain.
         delay: seconds before each answer.
+        able: what the server does for those who ask: "logprobs", "schema", or nothing; it ignores the rest.
     """
 
-    def __init__(self, mode: str = "ok", word: str = " object", delay: float = 0.0) -> None:
+    def __init__(self, mode: str = "ok", word: str = " object", delay: float = 0.0, able: str = "") -> None:
         self.mode = mode
         self.word = word
         self.delay = delay
+        self.able = able
+        self.prompt_tokens = 10
+        self.secret = "sk-secret"
         self.sentence = f"The word {word.strip()!r}."
         self.bodies: list[dict[str, Any]] = []
+        self.probes: list[dict[str, Any]] = []
+        self.answered = 0
+        self.faults: Counter[str] = Counter()
         self.keys: set[str] = set()
         self.most_in_flight = 0
         self._in_flight = 0
@@ -72,22 +109,30 @@ class ChatServer:
     def respond(self, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and JSON of the answer."""
         question = body["messages"][-1]["content"]
+        # All questions of ours but the probes begin with instructions.
+        probe = body["messages"][0]["role"] != "system"
         with self._lock:
-            self.bodies.append(body)
+            (self.probes if probe else self.bodies).append(body)
             self._attempts[question] += 1
             attempt, number = self._attempts[question], len(self.bodies) - 1
+        if self.mode == "faulty" and (fault := self._fault(question, attempt)):
+            with self._lock:
+                self.faults[fault] += 1
+            return FAULTS[fault]
         if self.mode == "busy" and attempt == 1:
             return 429, {"error": {"message": "slow down"}}
+        if self.mode == "quota":
+            return 429, {"error": {"message": "you exceeded your quota", "code": "insufficient_quota"}}
         errors = {
             "failing": (500, "broken"),
-            "unauthorised": (401, "wrong key sk-secret"),
+            "unauthorised": (401, f"wrong key {self.secret}"),
             "unknown": (404, "no model"),
         }
         if self.mode in errors:
             status, message = errors[self.mode]
             return status, {"error": {"message": message}}
         if self.mode == "hidden":
-            return 200, {"error": {"message": "no credit left for sk-secret"}}
+            return 200, {"error": {"message": f"no credit left for {self.secret}"}}
         text, reason, refusal = self.answer(body), "stop", None
         if self.mode == "malformed":
             text = MALFORMED[number % len(MALFORMED)]
@@ -98,22 +143,35 @@ class ChatServer:
         elif self.mode == "truncated":
             text, reason = text[:3], "length"
         message = {"role": "assistant", "content": text, "refusal": refusal}
-        answer = {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": reason}
+        if "logprobs" in self.able and body.get("logprobs") and text:
+            choice["logprobs"] = {"content": [place(token, body["top_logprobs"]) for token in pieces(text)]}
+        answer = {"choices": [choice]}
         if self.mode == "bare":
             return 200, answer
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+        n = self.prompt_tokens
+        usage = {"prompt_tokens": n, "completion_tokens": 2, "total_tokens": n + 2}
         rest = {"id": "c1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage}
         return 200, answer | rest
 
     def answer(self, body: dict[str, Any]) -> str:
         """What a sensible model would say."""
         system, question = body["messages"][0]["content"], body["messages"][-1]["content"]
+        held = "schema" in self.able and "response_format" in body
+        if body["messages"][0]["role"] != "system":
+            return '{"answers": [1]}' if held else "1" if "digit" in question else "yes"
         if "EXPLANATION:" in system:
             return f"They all share a word.\nEXPLANATION: {self.sentence}"
         texts = [json.loads(text) for text in re.findall(r"^Text \d+: (.*)$", question, re.MULTILINE)]
         marks = re.search(r"^Marks: (\S+) before and (\S+) after", question, re.MULTILINE)
         wanted = f"{marks[1]}{self.word}{marks[2]}" if marks else self.word
-        return json.dumps([int(wanted in text) for text in texts])
+        answers = [int(wanted in text) for text in texts]
+        return json.dumps({"answers": answers} if held else answers)
+
+    def _fault(self, question: str, attempt: int) -> str | None:
+        draw = random.Random(question)
+        faults = draw.sample(sorted(FAULTS), k=draw.randint(1, 2))
+        return faults[attempt - 1] if attempt <= len(faults) else None
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         outer = self
@@ -130,7 +188,10 @@ class ChatServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.keys.add(self.headers.get("Authorization", ""))
                 status, answer = outer.respond(body) if self.path == "/v1/chat/completions" else (404, {})
-                time.sleep(outer.delay)
+                time.sleep(HANG if status == HANGS else outer.delay)
+                if status in (HANGS, CUTS):
+                    self._hang_up()
+                    return
                 data = b"<html>" if outer.mode == "garbage" else json.dumps(answer).encode()
                 with outer._lock:
                     outer._in_flight -= 1
@@ -142,9 +203,18 @@ class ChatServer:
                         self.send_header("Retry-After-Ms", "1")
                     self.end_headers()
                     self.wfile.write(data)
+                    with outer._lock:
+                        outer.answered += status == 200
                 except OSError:
                     # The client was killed, which some tests do.
                     self.close_connection = True
+
+            def _hang_up(self) -> None:
+                with outer._lock:
+                    outer._in_flight -= 1
+                self.close_connection = True
+                # Without it the client would see an orderly end.
+                self.connection.shutdown(socket.SHUT_RDWR)
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""

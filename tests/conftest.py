@@ -28,6 +28,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOINTERP_CACHE", str(folder))
+        # An answer of one test's server must not reach another test.
+        patch.setenv("AUTOINTERP_STORE", "none")
         yield folder
 
 

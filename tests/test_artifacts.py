@@ -132,3 +132,15 @@ def test_names_sort_by_their_numbers(tmp_path: Path) -> None:
         _make(tmp_path / name)
     assert [p.name for p in complete_folders(tmp_path)] == ["layers.2", "layers.2.s1", "layers.10"]
     assert natural_key("layers.10") > natural_key("layers.9")
+
+
+def test_a_run_that_another_process_writes_is_not_claimed_for_another_subject(tmp_path: Path) -> None:
+    claim_run(tmp_path, {"subject": "s", "variant": "step0", "corpus": "c"})
+    # Nothing is there yet: the first command may have been a mistake.
+    claim_run(tmp_path, {"subject": "s", "variant": "trained", "corpus": "c"})
+    with writing(tmp_path / "sae" / "layers.0", "sae", {}, {}):
+        claim_run(tmp_path, {"subject": "s", "variant": "trained", "corpus": "c"})
+        with pytest.raises(InputError, match="holds variant 'trained', asked was 'step0'; use another --run"):
+            claim_run(tmp_path, {"subject": "s", "variant": "step0", "corpus": "c"})
+    assert read_run(tmp_path)["variant"] == "trained"
+    claim_run(tmp_path, {"subject": "s", "variant": "step0", "corpus": "c"})

@@ -13,7 +13,8 @@ from autointerp.clients import make_client
 from autointerp.clients.openai_compatible import OpenAIClient, without_thoughts
 from autointerp.clients.scripted import ScriptedClient
 from autointerp.config import ClientConfig
-from autointerp.records import Completion, LLMClient, Message, Request, Sampling, Usage
+from autointerp.plugins import LLMClient
+from autointerp.records import Completion, Message, Request, Sampling, Usage
 from sae.errors import InputError
 
 SECRET = "sk-secret"

@@ -211,7 +211,7 @@ def test_a_character_over_several_tokens_is_shown_by_the_first() -> None:
 def test_an_invisible_token_hands_its_activation_to_the_visible_one(cache: LatentCache) -> None:
     sampler, ids = ExampleSampler(cache, CONFIG), tiny_tokenizer().encode("x🙂y").ids
     sampler.cache = SimpleNamespace(token_ids=np.array(ids))  # type: ignore[assignment]
-    sampler._offsets = np.array([0, len(ids)])
+    sampler.offsets = np.array([0, len(ids)])
     last_byte, strength, first = np.array([len(ids) - 2]), np.array([2.0], np.float32), np.array([0])
     fires = Firings(last_byte, strength, first, last_byte, strength)
     example = sampler._example(fires, Windows(first, first, np.array([len(ids)])), 0)

@@ -92,7 +92,8 @@ def test_doctests_get_other_marks() -> None:
     ],
 )
 def test_answers_are_read_or_counted_as_unparseable(answer: str, expected: str | None) -> None:
-    text, status = MaxActivatingExplainer(Prompts()).parse(Completion(answer, "m"))
+    text, status, reason = MaxActivatingExplainer(Prompts()).parse(Completion(answer, "m"))
+    assert bool(reason) == (expected is None)
     assert (text, status) == (expected, "unparseable" if expected is None else "ok")
 
 
@@ -106,7 +107,8 @@ def test_answers_are_read_or_counted_as_unparseable(answer: str, expected: str |
     ],
 )
 def test_answers_that_are_none_keep_their_reason(completion: Completion, status: str) -> None:
-    assert MaxActivatingExplainer(Prompts()).parse(completion) == (None, status)
+    found = MaxActivatingExplainer(Prompts()).parse(completion)
+    assert found[:2] == (None, status) and found.reason
 
 
 # The stage.

@@ -20,6 +20,7 @@ TORCH_FREE = {
     "sae.errors",
     "sae.hookpoints",
     "sae.latents",
+    "sae.pydocs",
     "sae.runs",
 }
 HEAVY = {"torch", "transformers", "vllm", "datasets"}

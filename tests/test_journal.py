@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autointerp.artifacts import Journal, read_judgements
+from autointerp.artifacts import read_judgements
+from autointerp.journal import Journal
 from autointerp.records import Judgement, Message, Request, Usage
 from sae.errors import InputError
 

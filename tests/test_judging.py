@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from autointerp.artifacts import Journal
 from autointerp.clients.scripted import ScriptedClient
+from autointerp.journal import Journal
 from autointerp.judging import Question, answer_all, ask_missing
 from autointerp.records import Completion, Judgement, Message, Request
 from sae.errors import InputError

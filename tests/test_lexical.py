@@ -117,9 +117,9 @@ def test_quotes_and_line_breaks_in_tokens_survive() -> None:
 
 def test_the_answer_is_taken_as_it_is_and_a_failure_is_a_status() -> None:
     explainer = LexicalExplainer()
-    assert explainer.parse(Completion(" Fires. ", "offline")) == ("Fires.", "ok")
-    assert explainer.parse(Completion("", "offline")) == (None, "unparseable")
-    assert explainer.parse(Completion("", "offline", error="boom")) == (None, "error")
+    assert explainer.parse(Completion(" Fires. ", "offline")) == ("Fires.", "ok", "")
+    assert explainer.parse(Completion("", "offline"))[:2] == (None, "unparseable")
+    assert explainer.parse(Completion("", "offline", error="boom")) == (None, "error", "boom")
 
 
 # --- the judge

@@ -23,7 +23,9 @@ HEAVY = ("torch", "transformers", "vllm", "openai", "sklearn", "pandas", "datase
 def command(stage: str, run: Path, url: str, *more: str) -> list[str]:
     llm = ["--client", "openai", "--model", "m", "--base-url", url, "--max-retries", "0"]
     # Few windows, so that the tests wait for few answers.
-    own = ["--scorers", "detection", "fuzzing"] if stage == "score" else ["--n-test", "20"]
+    own = (
+        ["--scorers", "detection", "fuzzing", "--examples-per-prompt", "5"] if stage == "score" else ["--n-test", "20"]
+    )
     return [
         *(sys.executable, "-m", f"autointerp.{stage}", "--run", str(run), *own, *llm),
         *("--concurrency", str(CONCURRENCY), *more),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae.architecture import Architecture
+from sae.architecture import K_KINDS, Architecture, Kind
+from sae.config import SAEConfig
+from sae.losses import variation
 from sae.model import SparseAutoencoder
 from sae.sparsity import topk
+from sae.trainer import Rates, Trainer
 
 
 def test_topk_keeps_the_largest_and_drops_negatives() -> None:
@@ -60,3 +63,23 @@ def test_removing_the_radial_gradient_leaves_it_orthogonal_to_each_direction() -
     before = radial()
     model.remove_radial_gradient()
     assert radial() < 1e-4 * before
+
+
+@pytest.mark.parametrize("kind", ["topk", "batch_topk", "jumprelu", "relu", "gated"])
+def test_a_transcoder_learns_the_same_whatever_the_units_of_its_target(kind: Kind) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 8, generator=generator)
+    target = (x @ torch.randn(8, 8, generator=generator)).relu() + 2
+    sae, fvus = SAEConfig(architecture=kind, k=4), []
+    for factor in (2.0**-10, 1.0, 2.0**10):
+        shape = Architecture(kind, 8, 32, 4 if kind in K_KINDS else None, d_out=8, subtract_b_dec=False)
+        model = SparseAutoencoder(shape)
+        model.initialise(x, torch.Generator().manual_seed(1), target * factor)
+        model.initialise_thresholds(x, 4)
+        trainer = Trainer(model, sae, 3e-2, 1e9)
+        for batch in torch.arange(2000).split(100):
+            trainer.step(x[batch], target[batch] * factor, Rates())
+        error = target * factor - model(x).reconstruction.detach()
+        fvus.append(float(error.square().sum() / variation(target * factor)))
+    assert fvus[0] == pytest.approx(fvus[1], rel=1e-4) and fvus[2] == pytest.approx(fvus[1], rel=1e-4)
+    assert fvus[1] < 1

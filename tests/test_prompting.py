@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
-from autointerp.prompting import Prompts, highlighted, marks_for, quoted
+from autointerp.explainers.sentences import LABEL, OTHER_LABEL, sentence_of
+from autointerp.prompting import TASKS, Prompts, highlighted, marks_for, quoted
+from autointerp.records import Completion
+from autointerp.scorers.intruder import read_choice
+from autointerp.scorers.simulation import read_strengths
 from sae.errors import InputError
 
 HOSTILE = (
@@ -21,6 +25,8 @@ HOSTILE = (
     "<< half open >> \\ \\n \" ' \ud800 \x00",
     "",
 )
+MARKED = {"opening": "[[", "closing": "]]"}
+EXCERPTS = [{"text": text, "activations": [("a", 10)]} for text in HOSTILE]
 CONTEXTS: dict[str, dict[str, Any]] = {
     "explain/max_activating": {
         "opening": "<<",
@@ -28,21 +34,45 @@ CONTEXTS: dict[str, dict[str, Any]] = {
         "examples": [{"text": text, "activations": [("a", 10)]} for text in HOSTILE],
     },
     "score/detection": {"explanation": HOSTILE[1], "texts": list(HOSTILE)},
-    "score/fuzzing": {"explanation": HOSTILE[1], "texts": list(HOSTILE), "opening": "[[", "closing": "]]"},
+    "score/fuzzing": {"explanation": HOSTILE[1], "texts": list(HOSTILE), **MARKED},
+    "explain/max_activating_direct": {"examples": EXCERPTS, **MARKED},
+    "explain/contrastive": {"examples": EXCERPTS, "silent": list(HOSTILE), **MARKED},
+    "explain/delphi": {"examples": EXCERPTS, **MARKED},
+    "score/delphi_detection": {"explanation": HOSTILE[1], "texts": list(HOSTILE)},
+    "score/delphi_fuzzing": {"explanation": HOSTILE[1], "texts": list(HOSTILE), **MARKED},
+    "score/intruder": {"texts": list(HOSTILE), **MARKED},
+    "score/simulation": {"explanation": HOSTILE[1], "tokens": list(HOSTILE)},
 }
+LINES = {"explain/delphi": r"Example (\d+): ", "score/simulation": r"(\d+) "}
+LINES |= dict.fromkeys(("score/delphi_detection", "score/delphi_fuzzing"), r"Example (\d+): ")
+"""How the lines with a text begin, where it is not `Excerpt 1:` or `Text 1:`."""
+
+
+def test_every_task_with_messages_meets_hostile_texts() -> None:
+    assert set(CONTEXTS) == set(TASKS) - {"score/surprisal"}
+    assert all(set(context) == TASKS[task] for task, context in CONTEXTS.items())
 
 
 @pytest.mark.parametrize("task", CONTEXTS)
 def test_hostile_texts_stay_one_json_string_on_one_line_each(task: str) -> None:
     question = Prompts().render(task, CONTEXTS[task])[-1].content
-    name = "Excerpt" if task.startswith("explain") else "Text"
-    shown = re.findall(rf"^{name} (\d+): (.*)$", question, re.MULTILINE)
+    line = LINES.get(task, r"Excerpt (\d+): " if task.startswith("explain") else r"Text (\d+): ")
+    shown = re.findall(rf"^{line}(.*)$", question, re.MULTILINE)
     assert [int(number) for number, _ in shown] == list(range(1, len(HOSTILE) + 1))
     assert [json.loads(text) for _, text in shown] == list(HOSTILE)
     question.encode()
-    if task.startswith("score"):
-        assert json.loads(re.findall(r"^Description: (.*)$", question, re.MULTILINE)[0]) == HOSTILE[1]
-        assert f"one JSON list of {len(HOSTILE)} numbers" in question
+    if task == "explain/contrastive":
+        silent = re.findall(r"^Silent excerpt \d+: (.*)$", question, re.MULTILINE)
+        assert [json.loads(text) for text in silent] == list(HOSTILE)
+    if "explanation" in CONTEXTS[task]:
+        said = re.findall(r"^(?:Description|Explanation): (.*)$", question, re.MULTILINE)
+        assert [json.loads(text) for text in said] == [HOSTILE[1]]
+
+
+@pytest.mark.parametrize("task", CONTEXTS)
+def test_each_template_tells_that_texts_are_no_instructions(task: str) -> None:
+    system = Prompts().render(task, CONTEXTS[task])[0].content
+    assert re.search("follow no instruction|do not follow it", system)
 
 
 @pytest.mark.parametrize("task", CONTEXTS)
@@ -50,18 +80,22 @@ def test_what_is_constant_comes_first_and_the_explanation_before_the_texts(task:
     prompts = Prompts()
     messages = prompts.render(task, CONTEXTS[task])
     other = prompts.render(task, {**CONTEXTS[task], "explanation": "another"})
-    assert [m.role for m in messages] == ["system"] + ["user", "assistant"] * 3 + ["user"]
+    n_worked = (len(messages) - 2) // 2
+    assert [m.role for m in messages] == ["system"] + ["user", "assistant"] * n_worked + ["user"] and n_worked >= 2
     assert messages[:-1] == other[:-1]
-    if task.startswith("score"):
-        assert messages[-1].content.index("Description:") < messages[-1].content.index("Text 1:")
+    if "explanation" in CONTEXTS[task]:
+        question = messages[-1].content
+        assert question.index(quoted(HOSTILE[1])) < question.rindex(quoted(HOSTILE[0]))
 
 
-@pytest.mark.parametrize("task", ["score/detection", "score/fuzzing"])
+@pytest.mark.parametrize(
+    "task", [f"score/{name}" for name in ("detection", "fuzzing", "delphi_detection", "delphi_fuzzing")]
+)
 def test_worked_answers_have_one_number_per_text(task: str) -> None:
     messages = Prompts().render(task, CONTEXTS[task])
     for question, answer in zip(messages[1:-1:2], messages[2:-1:2], strict=True):
         numbers = json.loads(answer.content)
-        assert len(numbers) == len(re.findall(r"^Text \d+:", question.content, re.MULTILINE))
+        assert len(numbers) == len(re.findall(r"^(?:Text|Example) \d+:", question.content, re.MULTILINE))
         assert set(numbers) <= {0, 1}
 
 
@@ -71,6 +105,24 @@ def test_no_template_reads_a_label(task: str) -> None:
     prompts = Prompts()
     labelled = {**CONTEXTS[task], "y_true": ["LABEL"], "labels": ["LABEL"], "example_ids": ["LABEL"]}
     assert prompts.render(task, labelled) == prompts.render(task, CONTEXTS[task])
+
+
+def test_worked_answers_of_all_other_tasks_can_be_read() -> None:
+    for task, context in CONTEXTS.items():
+        for question, answer in zip(*[iter(Prompts().render(task, context)[1:-1])] * 2, strict=True):
+            if task == "score/simulation":
+                n = len(re.findall(r"^\d+ ", question.content, re.MULTILINE))
+                assert read_strengths(answer.content, n)[1] == ""
+            elif task == "score/intruder":
+                assert read_choice(answer.content, 5)[1] == ""
+            elif task.startswith("explain"):
+                label = OTHER_LABEL if task == "explain/delphi" else LABEL
+                assert sentence_of(Completion(answer.content, "m"), label).status == "ok"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_built_in_templates_pass_their_own_check(task: str) -> None:
+    Prompts().check(task)
 
 
 def own_folder(folder: Path, user: str, system: str = "s") -> Prompts:
@@ -104,6 +156,37 @@ def test_a_broken_template_is_one_line_that_names_it(tmp_path: Path, user: str, 
     with pytest.raises(InputError, match=expected) as error:
         own_folder(tmp_path, user).render("score/detection", CONTEXTS["score/detection"])
     assert "user.j2" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("user", "system", "expected"),
+    [
+        ("{{ y_true }}", "s", "user.j2 reads y_true, which is a label, which no template gets"),
+        ("{% for text in texts %}{{ labels[loop.index0] }}{% endfor %}", "s", "reads labels, which is a label"),
+        (
+            "{{ explanation }}{{ n_examples }}",
+            "s",
+            "reads n_examples, which is not among its variables (explanation, te",
+        ),
+        ("{% if false %}{{ activations }}{% endif %}", "s", "reads activations, which is not among its variables"),
+        ("u", "{{ explanation }}", "system.j2 reads explanation, which is not among its variables (none)"),
+        ("{% if %}", "s", "cannot be rendered"),
+        ("\udcff", "s", "cannot be rendered"),
+    ],
+)
+def test_what_a_template_may_not_read_is_refused_before_anything_is_asked(
+    tmp_path: Path, user: str, system: str, expected: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        own_folder(tmp_path, user, system).check("score/detection")
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_worked_example_without_a_variable_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    prompts = own_folder(tmp_path, "{{ explanation }}")
+    (tmp_path / "score/detection/examples.json").write_text('[{"context": {"texts": []}, "answer": "[]"}]')
+    with pytest.raises(InputError, match="'explanation' is undefined"):
+        prompts.check("score/detection")
 
 
 def test_a_template_that_is_not_utf_8_is_one_line_before_anything_is_asked(tmp_path: Path) -> None:

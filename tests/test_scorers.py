@@ -11,10 +11,9 @@ from planted import NOISE, TOKEN, planted_cache, write_planted_run
 
 from autointerp.config import ExamplesConfig
 from autointerp.examples import ExampleSampler
-from autointerp.prompting import Prompts
-from autointerp.records import Completion, Example, LatentExamples, Trial
+from autointerp.prompting import TASKS, Prompts
+from autointerp.records import Example, LatentExamples, Trial
 from autointerp.scorers import SCORERS
-from autointerp.scorers.answers import parse_answers
 from autointerp.scorers.fuzzing import right_places, wrong_places
 
 PROMPTS = Prompts()
@@ -28,7 +27,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> LatentExamples:
 
 def trials_of(scorer: str, examples: LatentExamples, per_prompt: int = 5, seed: int = 0) -> list[Trial]:
     rng = np.random.default_rng(seed)
-    return SCORERS[scorer](examples_per_prompt=per_prompt, prompts=PROMPTS).trials(examples, "a sentence", rng)
+    return SCORERS[scorer](per_prompt, PROMPTS).trials(examples, "a sentence", rng)
 
 
 def texts_of(trial: Trial) -> list[str]:
@@ -55,14 +54,22 @@ def test_detection_mixes_the_kinds_and_depends_on_the_generator_alone(examples: 
     assert sum(0 < sum(trial.y_true) < 5 for trial in trials) > 4
 
 
+GIVEN = {f"score/{name}": TASKS.get(f"score/{name}", frozenset()) for name in SCORERS} | {
+    "score/embedding": frozenset({"embed"}),
+    "score/surprisal": frozenset({"prompts", "starts"}),
+}
+
+
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_no_template_is_given_a_label_an_activation_or_an_id(scorer: str, examples: LatentExamples) -> None:
-    for trial in trials_of(scorer, examples):
-        marks = {"opening", "closing"} if scorer == "fuzzing" else set()
-        assert set(trial.request.context) == {"explanation", "texts"} | marks
-        messages = "\n".join(message.content for message in trial.request.messages)
-        assert all(example_id not in messages for example_id in trial.example_ids)
-        assert all(json.dumps(text, ensure_ascii=False) in messages for text in texts_of(trial) if text.isprintable())
+    trials = trials_of(scorer, examples)
+    assert trials
+    for trial in trials:
+        assert set(trial.request.context) == GIVEN[f"score/{scorer}"]
+        sent = "\n".join(message.content for message in trial.request.messages) + repr(trial.request.context)
+        assert all(example_id not in sent for example_id in trial.example_ids)
+        texts = trial.request.context.get("texts", ())
+        assert all(json.dumps(text, ensure_ascii=False) in sent for text in texts if text.isprintable())
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
@@ -162,78 +169,3 @@ def test_highlights_alone_do_not_give_the_answer_away(tmp_path_factory: pytest.T
             counts[y].append(len(tokens))
     assert len(counts[0]) == len(counts[1]) == len(noise.test)
     assert abs(np.mean(counts[0]) - np.mean(counts[1])) < 0.1
-
-
-# --- answers
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("[1,0,0,1,1]", [1, 0, 0, 1, 1]),
-        (" [1, 0, 0, 1, 1]\n", [1, 0, 0, 1, 1]),
-        ("[true, false, False, True, 1]", [1, 0, 0, 1, 1]),
-        ("```json\n[1,0,0,1,1]\n```", [1, 0, 0, 1, 1]),
-        ("The texts 1, 4 and 5 fit, so: [1,0,0,1,1].", [1, 0, 0, 1, 1]),
-        ("[\n  1,\n  0,\n  0,\n  1,\n  1\n]", [1, 0, 0, 1, 1]),
-        ('["yes","no","no","yes","yes"]', None),
-        ('["1","0","0","1","1"]', None),
-        ("[2,7,0,1,1]", None),
-        ("[1,0,0,1]", None),
-        ("[1,0,0,1,1,0]", None),
-        ("[[1,0,0,1,1]]", None),
-        ("[[1],[0],[0],[1],[1]]", None),
-        ("[1,0,0,1,1] or rather [1,0,0,1,0]", None),
-        ("[1,0,0,1,1] [1,0,0,1,1]", None),
-        ("[1,0,0,1", None),
-        ("[1,0,0,1,1], no: [1,0", None),
-        ("1,0,0,1,1]", None),
-        ("1 0 0 1 1", None),
-        ("[1,0,0,1,1,]", None),
-        ("[,1,0,0,1]", None),
-        ("[1 0 0 1 1]", None),
-        ("[0.7,0.1,0,1,1]", None),
-        ("[1.0,0.0,0.0,1.0,1.0]", None),
-        ("[01,0,0,1,1]", None),
-        ("[-1,0,0,1,1]", None),
-        ("[null,0,0,1,1]", None),
-        ("[１,0,0,1,1]", None),
-        ("[]", None),
-        ("", None),
-        ("I cannot judge these texts.", None),
-        ('{"answers": [1,0,0,1,1]}', [1, 0, 0, 1, 1]),
-        ("[" * 10_000, None),
-    ],
-)
-def test_an_answer_is_read_strictly(text: str, expected: list[int] | None) -> None:
-    assert parse_answers(text, 5) == expected
-
-
-def parsed(completion: Completion, n: int = 3) -> list[tuple[float | None, str]]:
-    scorer = SCORERS["detection"](examples_per_prompt=5, prompts=PROMPTS)
-    trial = Trial(PROMPTS.request("score/detection", {"explanation": "", "texts": ["a"] * n}), ("i",) * n, (0,) * n)
-    return list(scorer.parse(trial, completion))
-
-
-@pytest.mark.parametrize(
-    ("completion", "status"),
-    [
-        (Completion("", "m", error="timed out"), "error"),
-        (Completion("[1,0,1]", "m", error="timed out"), "error"),
-        (Completion("no", "m"), "unparseable"),
-        (Completion("[1,0", "m", finish_reason="length"), "truncated"),
-        (Completion("", "m", finish_reason="content_filter"), "refused"),
-        (Completion("I won't.", "m", finish_reason="refusal"), "refused"),
-        (Completion("", "m", scores=(0.5, 0.5)), "unparseable"),
-        (Completion("", "m", scores=(0.5, 0.5, 1.5)), "unparseable"),
-        (Completion("", "m", scores=(0.5, 0.5, float("nan"))), "unparseable"),
-    ],
-)
-def test_a_failure_is_a_row_without_a_score_for_every_text(completion: Completion, status: str) -> None:
-    assert parsed(completion) == [(None, status)] * 3
-
-
-def test_hard_and_graded_answers_become_scores() -> None:
-    assert parsed(Completion("[1,0,1]", "m")) == [(1.0, "ok"), (0.0, "ok"), (1.0, "ok")]
-    assert parsed(Completion("[1,0,1]", "m", finish_reason="length"))[0] == (1.0, "ok")
-    assert parsed(Completion("ignored", "m", scores=(0.2, 1.0, 0.0))) == [(0.2, "ok"), (1.0, "ok"), (0.0, "ok")]

@@ -19,7 +19,7 @@ import torch
 from sae.artifacts import dictionary_folder
 from sae.config import TrainConfig
 from sae.errors import InputError
-from sae.snapshots import SnapshotClock, SnapshotStore
+from sae.snapshots import SnapshotClock, SnapshotStore, environment
 from sae.train import main
 from sae.trainer import Trainer
 
@@ -300,7 +300,37 @@ def test_another_device_or_another_pytorch_starts_anew(tmp_path: Path, caplog: p
     SnapshotStore(tmp_path, ("a",), {"a": "1"}, {"torch": "2.8"}).save("step-1", {}, [])
     assert SnapshotStore(tmp_path, ("a",), {"a": "1"}, {"torch": "2.8"}).newest("step")
     assert SnapshotStore(tmp_path, ("a",), {"a": "1"}, {"torch": "2.9"}).newest("step") is None
-    assert "on another device or by other packages" in caplog.text
+    assert "on another device or by other packages (torch 2.8 there, 2.9 here)" in caplog.text
+
+
+def test_a_training_goes_on_with_the_threads_that_it_began_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = torch.get_num_threads()
+    store = SnapshotStore(tmp_path, ("a",), {"a": "1"}, {"device": "cpu"})
+    try:
+        torch.set_num_threads(2)
+        store.save("step-1", {}, [])
+        torch.set_num_threads(1)
+        assert store.newest("step")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert "taking 2 threads instead of 1" in caplog.text
+
+
+def test_a_machine_that_screens_in_another_arithmetic_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr("sae.snapshots.screen_dtype", lambda _, dtype=dtype: dtype)
+        store = SnapshotStore(tmp_path, ("a",), {"a": "1"}, environment(torch.device("cpu")))
+        assert store.newest("step") is None
+        store.save("step-1", {}, [])
+        assert store.newest("step")
+    assert "(screen bfloat16 there, float32 here)" in caplog.text
 
 
 def test_the_newest_of_two_snapshots_counts_as_a_number(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ SUITE = 'subject = "s"\nvariants = ["trained"]\nlayers = [1]\n'
         (SUITE + "seeds = [0, 0]", "seeds has something twice"),
         (SUITE + "seeds = [-1]", "seeds must be at least 0"),
         (SUITE + "k = 0", "k must be at least 1"),
-        (SUITE + 'scorers = ["simulation"]', "no scorer 'simulation'"),
+        (SUITE + 'scorers = ["telepathy"]', "no scorer 'telepathy'"),
         (SUITE + 'nulls = ["chance"]', "no null 'chance'"),
         (SUITE + 'dictionary_nulls = ["oracle"]', "no dictionary_null 'oracle'"),
         (SUITE + 'architecture = "dense"', "no architecture 'dense'"),

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autointerp.clients.cached import CachedClient
 from autointerp.config import OFFLINE, ClientConfig
-from autointerp.records import LLMClient, Sampling
+from autointerp.plugins import LLMClient
+from autointerp.prices import budget_of, price_of
+from autointerp.records import Sampling
+from autointerp.store import open_store
 from sae.errors import InputError
+
+if TYPE_CHECKING:
+    from autointerp.clients.openai_compatible import OpenAIClient
 
 
 def make_client(config: ClientConfig) -> LLMClient:
@@ -15,11 +25,15 @@ def make_client(config: ClientConfig) -> LLMClient:
     """
     if config.concurrency < 1 or config.max_tokens < 1 or config.max_retries < 0 or config.timeout <= 0:
         raise InputError("--concurrency, --max-tokens and --timeout must be above zero and --max-retries not below it")
+    asked: dict[str, object] = {"--store": config.store, "--budget": config.budget, "--prices": config.prices}
+    asked |= {"--estimate": config.estimate, "--batch": config.batch}
     if not 0 <= config.temperature <= 2:
         raise InputError(f"--temperature must be from 0 to 2, found {config.temperature}")
     if config.client == OFFLINE:
         if config.model or config.base_url:
             raise InputError("--client offline asks no model; leave out --model and --base-url, or use --client openai")
+        if given := [flag for flag, value in asked.items() if value and value != "none"]:
+            raise InputError(f"--client offline sends nothing and costs nothing; leave out {given[0]}")
         from autointerp.clients.offline import OfflineClient
 
         return OfflineClient()
@@ -30,7 +44,41 @@ def make_client(config: ClientConfig) -> LLMClient:
         )
     from autointerp.clients.openai_compatible import OpenAIClient
 
-    return OpenAIClient.from_config(config)
+    return guarded(OpenAIClient.from_config(config), config)
+
+
+def guarded(server: OpenAIClient, config: ClientConfig) -> LLMClient:
+    """The client behind the response store, and before that the budget, which answers from the store do not touch.
+
+    Raises:
+        InputError: the store cannot be used, or the budget cannot be held.
+    """
+    client: LLMClient = server
+    meter = None
+    if config.budget is not None:
+        from autointerp.clients.metered import MeteredClient
+
+        price = price_of(server.model, config.prices, config.batch)
+        client = meter = MeteredClient(server, budget_of(config.budget, server.model, price))
+    store = open_store(config.store)
+    if config.batch:
+        from autointerp.clients.batch import BatchClient
+
+        return BatchClient(server, store, meter)
+    return client if store is None else CachedClient(client, store)
+
+
+def judge_samplings(config: ClientConfig, client: LLMClient, scorers: tuple[str, ...], run: Path) -> list[Sampling]:
+    """How the judge is to answer each scorer's questions, which may take a question to the server.
+
+    Raises:
+        InputError: the server cannot be asked, or cannot do what `--answers` wants.
+    """
+    if config.client == OFFLINE or config.answers == "text":
+        return [sampling_of(config)] * len(scorers)
+    from autointerp.clients.probing import judge_sampling
+
+    return [judge_sampling(config, client, scorer, run) for scorer in scorers]
 
 
 def sampling_of(config: ClientConfig) -> Sampling:

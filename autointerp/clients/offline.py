@@ -40,9 +40,9 @@ class OfflineClient:
         context = request.context
         if request.task == EXPLAIN:
             return Completion(lexical_sentence(context), OFFLINE)
-        if request.task == "score/detection":
+        if request.task in ("score/detection", "score/delphi_detection"):
             return Completion("", OFFLINE, scores=detection_scores(context["explanation"], context["texts"]))
-        if request.task == "score/fuzzing":
+        if request.task in ("score/fuzzing", "score/delphi_fuzzing"):
             return Completion("", OFFLINE, scores=fuzzing_scores(context))
         return Completion("", OFFLINE, error=f"the offline client has no rule for {request.task}; use --client openai")
 

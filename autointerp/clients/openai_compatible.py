@@ -1,34 +1,67 @@
-"""Any server that speaks the chat-completions protocol: OpenAI, vLLM, llama.cpp, Ollama, a gateway."""
+"""Any server that speaks the chat-completions protocol: OpenAI, OpenRouter, vLLM, llama.cpp, Ollama, a gateway."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import random
 import re
+from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import openai
 
+from autointerp.clients.connections import http_client
+from autointerp.clients.pacing import Pace, backoff, retry_after
 from autointerp.config import ClientConfig
 from autointerp.prompting import quoted
-from autointerp.records import Completion, Request, Usage
+from autointerp.records import Completion, Request, TokenLogprob, Usage
 from sae.errors import InputError
 
+LOG = logging.getLogger(__name__)
 OWN_ADDRESS = "api.openai.com"
+RETRIED = (408, 409, 425, 429)
+"""Statuses below 500 after which the same request may succeed."""
+OVERLOADED = (429, 503, 529)
+"""Statuses that say that less should be asked at a time."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt gave no answer, and what may be done about it."""
+
+    kind: str
+    reason: str
+    again: bool = False
+    """Whether the same request may succeed later."""
+    overloaded: bool = False
+    wait: float | None = None
+    """Seconds that the server asks to wait."""
 
 
 class OpenAIClient:
-    """Answers by AsyncOpenAI, which retries rate limits, time-outs and server errors by itself."""
+    """Answers by AsyncOpenAI. Paces and repeats requests itself: the library would not lower the number in flight."""
 
     graded = False
 
     def __init__(
-        self, model: str, base_url: str | None, key: str, max_retries: int = 5, timeout: float = 600.0
+        self,
+        model: str,
+        base_url: str | None,
+        key: str,
+        max_retries: int = 5,
+        timeout: float = 600.0,
+        concurrency: int = 16,
     ) -> None:
         self.model = model
         self.base_url = base_url
         self.max_retries = max_retries
         self.timeout = timeout
+        self.pace = Pace(concurrency)
         self._key = key
+        self._draw = random.Random()
         self._connection: openai.AsyncOpenAI | None = None
 
     @classmethod
@@ -44,33 +77,58 @@ class OpenAIClient:
         if base_url and not re.match(r"https?://[^/\s]+", base_url):
             raise InputError(f"--base-url {base_url} is no address; expected something like http://127.0.0.1:8000/v1")
         key = os.environ.get("OPENAI_API_KEY", "").strip()
-        if not key and not base_url:
+        if not key and not base_url and not config.estimate:
             raise InputError("no key for OpenAI: set OPENAI_API_KEY, or name a server of your own by --base-url")
         # The library would quote such a key, line break and all, in the error of every request.
         if not (key.isascii() and key.isprintable()):
             raise InputError("OPENAI_API_KEY has a line break or a letter beyond ASCII, as no key has; set it again")
         # A server of one's own often wants no key, but the library insists on one.
-        return cls(config.model, base_url, key or "none", config.max_retries, config.timeout)
+        return cls(config.model, base_url, key or "none", config.max_retries, config.timeout, config.concurrency)
+
+    @property
+    def address(self) -> str:
+        """Which server is asked, without a user name or password that the address may hold."""
+        return re.sub(r"//[^/@]*@", "//", self.base_url or f"https://{OWN_ADDRESS}/v1").rstrip("/")
+
+    @property
+    def connection(self) -> openai.AsyncOpenAI:
+        """Made at the first use and not before, because its connections belong to the running event loop."""
+        if self._connection is None:
+            self._connection = openai.AsyncOpenAI(
+                api_key=self._key,
+                base_url=self.base_url,
+                max_retries=0,
+                timeout=self.timeout,
+                http_client=http_client(self.timeout),
+            )
+        return self._connection
 
     async def complete(self, request: Request) -> Completion:
-        """The server's answer, or a completion whose `error` says in one line why there is none."""
-        if self._connection is None:
-            # Made here and not before, because its connections belong to the running event loop.
-            self._connection = openai.AsyncOpenAI(
-                api_key=self._key, base_url=self.base_url, max_retries=self.max_retries, timeout=self.timeout
-            )
-        try:
-            # The same request as chat.completions.create sends, without walking through all messages to check types,
-            # which would take three times as long as the rest.
-            answer = await self._connection.post("/chat/completions", cast_to=object, body=self._arguments(request))
-        except (openai.OpenAIError, ValueError) as error:
-            return self._failure(error)
-        try:
-            return self._completion(answer)
-        except (AttributeError, IndexError, KeyError, TypeError):
-            # Servers also send errors, or half of the protocol, under status 200.
-            found = self._without_key(quoted(answer)[:300])
-            return Completion("", self.model, "error", error=f"the server sent no chat completion but {found}")
+        """The server's answer, or a completion whose `error` says in one line why there is none.
+
+        Time-outs, cut connections and server errors are repeated up to `max_retries` times. A rate limit is no failure
+        of the request: it is repeated (unless `max_retries` is 0) until it has been told to wait `timeout` seconds.
+        """
+        body = self.body(request)
+        attempt, patience = 0, self.timeout
+        while True:
+            async with self.pace as sent_at:
+                outcome = await self._send(body)
+                if isinstance(outcome, Completion):
+                    self.pace.succeeded()
+                    return outcome
+                pause = backoff(attempt, self._draw) if outcome.wait is None else outcome.wait
+                if outcome.overloaded:
+                    # What the server asks of one request it would ask of the others.
+                    self.pace.rejected(sent_at, outcome.wait or 0.0 if pause <= patience else 0.0)
+                    patience -= pause
+            told = outcome.kind == "rate_limit" or (outcome.overloaded and outcome.wait is not None)
+            hopeless = patience < 0 if told else attempt >= self.max_retries
+            if hopeless or not outcome.again or self.max_retries == 0:
+                return Completion("", self.model, outcome.kind, error=outcome.reason)
+            attempt += 1
+            # A little more than asked for: clients that were sent away together should not come back together.
+            await asyncio.sleep(pause * self._draw.uniform(1.0, 1.1))
 
     async def close(self) -> None:
         """Release connections; the next request opens new ones."""
@@ -78,48 +136,109 @@ class OpenAIClient:
             await self._connection.close()
             self._connection = None
 
-    def _arguments(self, request: Request) -> dict[str, Any]:
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent."""
         own = self.base_url is None or OWN_ADDRESS in self.base_url
-        arguments: dict[str, Any] = {
+        sampling = request.sampling
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
-            "temperature": request.sampling.temperature,
+            "temperature": sampling.temperature,
             # OpenAI's newer models refuse the old name; most other servers know only the old one.
-            "max_completion_tokens" if own else "max_tokens": request.sampling.max_tokens,
+            "max_completion_tokens" if own else "max_tokens": sampling.max_tokens,
         }
-        if request.sampling.seed is not None:
-            arguments["seed"] = request.sampling.seed
-        return arguments
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        if sampling.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        if sampling.structured and request.schema is not None:
+            schema = {"name": "answer", "strict": True, "schema": request.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
 
-    def _completion(self, answer: Any) -> Completion:
+    def completion(self, answer: Any) -> Completion:
+        """The answer in what the server sent.
+
+        Raises:
+            AttributeError, IndexError, KeyError, TypeError, ValueError: it is no chat completion.
+        """
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         message = choice["message"]
         content = message.get("content")
         return Completion(
-            text=without_thoughts(content if isinstance(content, str) else ""),
+            text=self.without_key(without_thoughts(content if isinstance(content, str) else "")),
             model=self.model,
             finish_reason="refusal" if message.get("refusal") else (choice.get("finish_reason") or "stop"),
             usage=Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)),
+            token_logprobs=_logprobs(choice.get("logprobs")),
         )
 
-    def _failure(self, error: Exception) -> Completion:
-        kinds: tuple[tuple[type[Exception], str], ...] = (
-            (openai.APITimeoutError, "timeout"),
-            (openai.APIConnectionError, "unreachable"),
-            (openai.AuthenticationError, "unauthorised"),
-            (openai.PermissionDeniedError, "unauthorised"),
-            (openai.NotFoundError, "not_found"),
-        )
-        kind = next((name for cls, name in kinds if isinstance(error, cls)), "error")
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if kind == "unreachable":
-            cause = str(error.__cause__ or "") or type(error.__cause__ or error).__name__
-            reason = f"no connection to {self.base_url or OWN_ADDRESS} ({cause})"
-        return Completion("", self.model, kind, error=self._without_key(_encodable(reason)))
+    def no_completion(self, answer: Any) -> str:
+        """The error for an answer that is none: servers also send errors, or half of the protocol, under status 200."""
+        return f"the server sent no chat completion but {self.without_key(quoted(answer)[:300])}"
 
-    def _without_key(self, text: str) -> str:
-        # Some servers quote the key that they refuse.
+    def without_key(self, text: str) -> str:
+        """A server's words without the key, which some servers quote when they refuse it."""
         return text.replace(self._key, "[key]") if len(self._key) > 4 else text
+
+    async def _send(self, body: dict[str, Any]) -> Completion | Failure:
+        try:
+            # The library's own time-out is between two bytes: a server that drips would never be given up.
+            async with asyncio.timeout(self.timeout):
+                # The same request as chat.completions.create sends, without walking through all messages to check
+                # types, which would take three times as long as the rest.
+                answer = await self.connection.post("/chat/completions", cast_to=object, body=body)
+        except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError, RecursionError) as error:
+            return self.failure(error)
+        try:
+            return self.completion(answer)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            return Failure("error", self.no_completion(answer))
+
+    def failure(self, error: Exception) -> Failure:
+        """What an exception of the library means."""
+        cause: BaseException = error.__cause__ or error
+        if isinstance(error, (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException)):
+            # A connection that is never made means another thing than an answer that takes long.
+            kind = "unreachable" if isinstance(cause, httpx2.ConnectTimeout) else "timeout"
+            return Failure(kind, f"no answer from {self.address} within {self.timeout:g} s (--timeout)", again=True)
+        if isinstance(error, openai.APIConnectionError) or (
+            isinstance(error, httpx2.HTTPError) and not isinstance(error, openai.APIError)
+        ):
+            why = _encodable(" ".join(str(cause).split()))[:200] or type(cause).__name__
+            if isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol)):
+                return Failure("unreachable", self.without_key(f"no connection to {self.address} ({why})"), again=True)
+            return Failure("cut", self.without_key(f"the connection to {self.address} was cut ({why})"), again=True)
+        reason = self.without_key(_encodable(" ".join(str(error).split())[:300])) or type(error).__name__
+        if not isinstance(error, openai.APIStatusError):
+            return Failure("error", reason)
+        status = error.status_code
+        known = {401: "unauthorised", 403: "unauthorised", 404: "not_found", 429: "rate_limit"}
+        known |= dict.fromkeys((400, 415, 422, 501), "rejected")
+        # OpenAI says "too many requests" also where the account has no credit, which no waiting mends.
+        broke = getattr(error, "code", None) == "insufficient_quota"
+        return Failure(
+            "unauthorised" if broke else known.get(status, "error"),
+            reason,
+            again=not broke and (status in RETRIED or status >= 500),
+            overloaded=not broke and status in OVERLOADED,
+            wait=retry_after(error.response.headers),
+        )
+
+
+def _logprobs(sent: Any) -> tuple[TokenLogprob, ...] | None:
+    """The log probabilities of the answer's tokens; None where the server sends none."""
+    places = sent.get("content") if isinstance(sent, dict) else None
+    if not places:
+        return None
+    return tuple(
+        TokenLogprob(
+            _encodable(place["token"]),
+            float(place["logprob"]),
+            tuple((_encodable(one["token"]), float(one["logprob"])) for one in place.get("top_logprobs") or ()),
+        )
+        for place in places
+    )
 
 
 def without_thoughts(text: str) -> str:

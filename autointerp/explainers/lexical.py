@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autointerp.records import Completion, Example, LatentExamples, Request, Status
+from autointerp.records import Completion, Example, LatentExamples, Request, Sentence
 from autointerp.rules import Kind, Term, left_unit, spans, write_sentence
 
 TASK = "explain/lexical"
@@ -45,6 +45,7 @@ class LexicalExplainer:
     """Hands the windows to the rule; the offline client answers with a sentence."""
 
     name = "lexical"
+    n_hard = 0
 
     def request(self, examples: LatentExamples) -> Request:
         """The windows as data; there is no message, because nobody reads one."""
@@ -56,11 +57,12 @@ class LexicalExplainer:
         }
         return Request(TASK, (), context)
 
-    def parse(self, completion: Completion) -> tuple[str | None, Status]:
+    def parse(self, completion: Completion) -> Sentence:
         """The sentence as it is."""
         if completion.error is not None:
-            return None, "error"
-        return (completion.text.strip(), "ok") if completion.text.strip() else (None, "unparseable")
+            return Sentence(None, "error", completion.error)
+        text = completion.text.strip()
+        return Sentence(text, "ok") if text else Sentence(None, "unparseable", "the answer is empty")
 
 
 def _plain(example: Example) -> dict[str, Any]:

@@ -1,41 +1,137 @@
-"""Reading an LLM's answer strictly: a wrong guess about what it meant would become data."""
+"""Reading an LLM's answer strictly: a wrong guess about what it meant would become data.
+
+An answer is `ok` where it is what was asked for and nothing else. It is `repaired` where one of a few stated changes
+makes it that, and no other reading is possible. Everything else is unparseable, with a reason.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from autointerp.records import REFUSED, Completion, Status
+from autointerp.records import REFUSED, Completion, Verdict
 
-VALUES = {"0": 0, "1": 1, "false": 0, "true": 1}
+NUMBERS = {"0": 0, "1": 1}
+WORDS = {"false": 0, "true": 1}
+FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
+BARE = re.compile(r"[01](?:[ \t]*,[ \t]*[01])*")
+NUMBERED = re.compile(r"(?:text[ \t]+)?(\d{1,4})(?:[ \t]*[:)][ \t]*|\.[ \t]+)(\w+)[.,;]?", re.IGNORECASE | re.ASCII)
+"""A line about one text. `1.0` is a number, not an answer of 0 about text 1."""
+AFTER = re.compile(r"[\s.,;`*}\"']*(?:\n|$)")
+"""What may stand behind a list on its own line: anything else could take the list back."""
 
 
-def parse_answers(text: str, n: int) -> list[int] | None:
-    """The n zeros and ones (or false and true) of the one list in an answer; None if it is anything else.
+class Reading(NamedTuple):
+    """What an answer says of n texts, with what was repaired; or None, with what is wrong."""
 
-    Prose or a code fence may surround the list. A client has taken a model's thoughts away before.
-    """
-    lists = re.findall(r"\[[^\[\]]*\]", text)
+    values: list[int] | None
+    reason: str = ""
+
+
+def read_answers(text: str, n: int) -> Reading:
+    """The n zeros and ones in an answer. A client has taken a model's thoughts away before."""
+    answer, repairs = text.strip(), []
+    fenced = FENCE.fullmatch(answer)
+    if fenced:
+        answer, repairs = fenced[1].strip(), ["a code fence"]
+    if not answer:
+        return Reading(None, "the answer is empty")
+    if "[" not in answer and "]" not in answer:
+        return _without_list(answer, n, repairs)
+    found = re.findall(r"\[[^\[\]]*\]", answer)
     # As many brackets as lists: a nested, second or half-cut list makes the answer ambiguous.
-    if len(lists) != 1 or text.count("[") != 1 or text.count("]") != 1:
-        return None
-    items = [item.strip().lower() for item in lists[0][1:-1].split(",")]
-    if len(items) != n or any(item not in VALUES for item in items):
-        return None
-    return [VALUES[item] for item in items]
+    if answer.count("[") != answer.count("]") or not found:
+        return Reading(None, "a bracket has no partner")
+    if len(found) > 1 or answer.count("[") > 1:
+        return Reading(None, "there is more than one list")
+    before, _, after = answer.partition(found[0])
+    if not AFTER.match(after):
+        return Reading(None, "text follows the list on its line")
+    if before.strip() or after.strip():
+        repairs.append("text around the list")
+    return _items(found[0][1:-1], n, repairs)
 
 
-def verdicts(completion: Completion, n: int) -> Sequence[tuple[float | None, Status]]:
-    """One (y_score, status) per judged text: graded scores where the client gives them, otherwise hard answers."""
+def _items(inside: str, n: int, repairs: list[str]) -> Reading:
+    items = [item.strip() for item in inside.split(",")]
+    if len(items) > 1 and not items[-1]:
+        items, repairs = items[:-1], [*repairs, "a trailing comma"]
+    bare = [item[1:-1] if len(item) > 1 and item[0] == item[-1] == '"' else item for item in items]
+    if bare != items:
+        repairs = [*repairs, "quoted numbers"]
+    return _values(bare, n, repairs)
+
+
+def _values(items: Sequence[str], n: int, repairs: Sequence[str]) -> Reading:
+    known = NUMBERS | WORDS
+    if any(item.lower() not in known for item in items):
+        return Reading(None, "an item is neither 0 nor 1" if any(items) else "the list is empty")
+    if len(items) != n:
+        return Reading(None, f"{len(items)} items where {n} were asked for")
+    if any(item not in NUMBERS for item in items):
+        repairs = [*repairs, "words for numbers"]
+    return Reading([known[item.lower()] for item in items], ", ".join(repairs))
+
+
+def _without_list(answer: str, n: int, repairs: Sequence[str]) -> Reading:
+    """Answers that name each text by its number, or that have forgotten the brackets."""
+    if BARE.fullmatch(answer):
+        return _values([item.strip() for item in answer.split(",")], n, [*repairs, "no brackets"])
+    pairs = _numbered(answer)
+    if pairs is None:
+        return Reading(None, "there is no list")
+    if [number for number, _ in pairs] != [str(i + 1) for i in range(n)]:
+        return Reading(None, f"the numbers are not those of the {n} texts")
+    return _values([value for _, value in pairs], n, [*repairs, "numbered answers"])
+
+
+def _numbered(answer: str) -> list[tuple[str, str]] | None:
+    """(number of the text, answer) where that is all there is: a line each, or a JSON object."""
+    if answer.startswith("{"):
+        try:
+            # Pairs, because an object may say a key twice.
+            pairs = json.loads(answer, object_pairs_hook=list)
+        except (ValueError, RecursionError):
+            return None
+        named = [(re.fullmatch(r"(?:text )?(\d{1,4})", str(key), re.IGNORECASE | re.ASCII), v) for key, v in pairs]
+        return [(key[1], json.dumps(value)) for key, value in named if key] if all(key for key, _ in named) else None
+    lines = [NUMBERED.fullmatch(line.strip()) for line in answer.splitlines() if line.strip()]
+    return [(line[1], line[2]) for line in lines if line] if all(lines) else None
+
+
+def failure(completion: Completion) -> Verdict | None:
+    """Why there is nothing to read, where the client says so."""
     if completion.error is not None:
-        return [(None, "error")] * n
+        return Verdict(None, "error", completion.error)
     if completion.finish_reason in REFUSED:
-        return [(None, "refused")] * n
+        return Verdict(None, "refused", "the model would not answer")
+    return None
+
+
+def unread(completion: Completion, reason: str) -> Verdict:
+    """An answer that cannot be read: because it was cut off, or for a reason of its own."""
+    cut = completion.finish_reason == "length"
+    return Verdict(None, "truncated" if cut else "unparseable", "the answer was cut off" if cut else reason)
+
+
+def verdicts(completion: Completion, n: int) -> Sequence[Verdict]:
+    """One verdict per judged text: graded scores where there are some, otherwise hard answers."""
+    failed = failure(completion)
+    if failed is not None:
+        return [failed] * n
     if completion.scores is not None:
         # A score that is no probability must not reach a metric; the comparison is false for nan.
         usable = len(completion.scores) == n and all(0 <= score <= 1 for score in completion.scores)
-        return [(score, "ok") for score in completion.scores] if usable else [(None, "unparseable")] * n
-    answers = parse_answers(completion.text, n)
-    if answers is not None:
-        return [(float(answer), "ok") for answer in answers]
-    return [(None, "truncated" if completion.finish_reason == "length" else "unparseable")] * n
+        if not usable:
+            return [Verdict(None, "unparseable", f"the client's scores are not {n} numbers from 0 to 1")] * n
+        # Scores made of an answer's log probabilities are as good as the answer; a client's own come without any.
+        if completion.token_logprobs is None:
+            return [Verdict(score, "ok") for score in completion.scores]
+    values, reason = read_answers(completion.text, n)
+    # Behind a whole list an answer may be cut off; what needed repair may have gone on to say something else.
+    if values is None or (reason and completion.finish_reason == "length"):
+        return [unread(completion, reason)] * n
+    scores = completion.scores if completion.scores is not None else [float(value) for value in values]
+    return [Verdict(score, "repaired" if reason else "ok", reason) for score in scores]

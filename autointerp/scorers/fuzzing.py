@@ -5,13 +5,15 @@ Every window is an activating one, so a judge cannot pass by telling activating 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from autointerp.plugins import Ability, Atom
 from autointerp.prompting import MARK_ABOVE, Prompts, highlighted, marks_for
-from autointerp.records import Completion, Example, LatentExamples, Status, Trial
+from autointerp.records import Completion, Example, LatentExamples, Trial, Verdict
 from autointerp.scorers.answers import verdicts
 
 Places = tuple[int, ...]
@@ -30,9 +32,12 @@ class FuzzingScorer:
     """Shows each activating window twice: once with the right tokens highlighted, once with as many wrong ones."""
 
     name = "fuzzing"
+    task = "score/fuzzing"
+    atom: Atom = "text"
+    needs: Ability | None = None
 
     def __init__(self, examples_per_prompt: int, prompts: Prompts) -> None:
-        self.examples_per_prompt = examples_per_prompt
+        self.per_request = examples_per_prompt
         self.prompts = prompts
 
     def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
@@ -44,13 +49,11 @@ class FuzzingScorer:
         first = rng.integers(2, size=len(pairs)).tolist()
         order = rng.permutation(len(pairs)).tolist()
         shown = [pairs[i][first[i]] for i in order] + [pairs[i][1 - first[i]] for i in order]
-        parts = [
-            shown[start : start + self.examples_per_prompt] for start in range(0, len(shown), self.examples_per_prompt)
-        ]
+        parts = [shown[start : start + self.per_request] for start in range(0, len(shown), self.per_request)]
         return [self._trial(part, explanation) for part in parts]
 
-    def parse(self, trial: Trial, completion: Completion) -> Sequence[tuple[float | None, Status]]:
-        """One (y_score, status) per text."""
+    def parse(self, trial: Trial, completion: Completion) -> Sequence[Verdict]:
+        """One verdict per text."""
         return verdicts(completion, len(trial.y_true))
 
     def _trial(self, part: Sequence[Highlighted], explanation: str) -> Trial:
@@ -60,10 +63,35 @@ class FuzzingScorer:
             for one in part
         ]
         context = {"explanation": explanation, "texts": texts, "opening": marks[0], "closing": marks[1]}
-        request = self.prompts.request("score/fuzzing", context)
+        request = self.prompts.request(self.task, context)
         tokens = tuple(one.example.tokens for one in part)
         lit = tuple(tuple(one.example.tokens[i] for i in one.places) for one in part)
         return Trial(request, tuple(one.example.id for one in part), tuple(one.truth for one in part), tokens, lit)
+
+
+class DelphiFuzzingScorer(FuzzingScorer):
+    """Delphi's: rightly highlighted activating windows among non-activating ones with highlights anywhere.
+
+    A judge can pass it by telling activating texts from others. Each wrong window has as many highlights as the right
+    ones have on average, rounded up.
+    """
+
+    name = "delphi_fuzzing"
+    task = "score/delphi_fuzzing"
+
+    def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
+        """All windows of both kinds in random order, a few in a question."""
+        shown = [Highlighted(e, right_places(e), 1) for e in examples.test if right_places(e)]
+        n = math.ceil(np.mean([len(one.places) for one in shown])) if shown else 0
+        shown += [Highlighted(e, _anywhere(e, n, rng), 0) for e in examples.non_activating]
+        order = rng.permutation(len(shown)).tolist()
+        cut = range(0, len(order), self.per_request)
+        return [self._trial([shown[i] for i in order[k : k + self.per_request]], explanation) for k in cut]
+
+
+def _anywhere(example: Example, n: int, rng: np.random.Generator) -> Places:
+    visible = [i for i in range(1, len(example.tokens)) if example.tokens[i]]
+    return tuple(sorted(rng.permutation(visible)[:n].tolist()))
 
 
 def right_places(example: Example) -> Places:

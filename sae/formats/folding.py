@@ -12,15 +12,18 @@ from sae.model import SparseAutoencoder
 def unscaled(model: SparseAutoencoder) -> dict[str, Tensor]:
     """The tensors of a dictionary of the same function whose scale is 1.
 
-    With s the scale: W_enc (s x - b) = (s W_enc) (x - b/s), and the reconstruction is divided by s. Where each vector
-    is normalised, the scale cancels by itself.
+    With s the scale: W_enc (s x - b) = (s W_enc) (x - b/s), and the reconstruction is divided by s, for a transcoder by
+    its target scale. Where each vector is normalised, the scale cancels by itself.
     """
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     scale = tensors.pop("scale")
+    scale_out = tensors.pop("target_scale", scale)
     if model.architecture.normalise == "none":
         tensors["w_enc"] *= scale
-        tensors["w_dec"] /= scale
-        tensors["b_dec"] /= scale
+        tensors["w_dec"] /= scale_out
+        tensors["b_dec"] /= scale_out
+        if "w_skip" in tensors:
+            tensors["w_skip"] *= scale / scale_out
     return tensors
 
 

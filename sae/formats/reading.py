@@ -244,6 +244,8 @@ def assemble(shape: Architecture, path: Path, **tensors: Tensor) -> SparseAutoen
     with torch.device("meta"):
         model = SparseAutoencoder(shape)
     state = {"b_enc": torch.zeros(shape.n_latents), "scale": torch.ones(()), **tensors}
+    if shape.d_out is not None:
+        state.setdefault("target_scale", state["scale"].clone())
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:

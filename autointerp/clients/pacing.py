@@ -1,0 +1,105 @@
+"""How fast to ask: one limit on requests in flight that follows what the server can take; pauses between attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+
+CUT = 0.5
+"""Share of the requests in flight that is left after a rate limit."""
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+
+
+class Pace:
+    """A slot for each request in flight; their number halves at a rate limit and grows by one in a round of answers.
+
+    Additive increase and multiplicative decrease (Chiu and Jain 1989, Computer Networks 17). Several rejections of one
+    burst count once: only a request that was sent after the last cut can cause another. While a server has asked to
+    wait, nothing is sent.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Allow at most so many requests in flight, at the beginning and ever."""
+        self.most = most
+        self.limit = float(most)
+        self.in_flight = 0
+        self._cut_at = float("-inf")
+        self._resume_at = float("-inf")
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __aenter__(self) -> float:
+        """Wait for a slot; returns the time of sending."""
+        loop = asyncio.get_running_loop()
+        while True:
+            pause = self._resume_at - loop.time()
+            if pause > 0:
+                await asyncio.sleep(pause)
+            elif self.in_flight >= max(1, int(self.limit)):
+                turn = loop.create_future()
+                self._waiting.append(turn)
+                try:
+                    await turn
+                except asyncio.CancelledError:
+                    # The turn would be lost if it came with the cancellation.
+                    self._wake()
+                    raise
+            else:
+                self.in_flight += 1
+                return loop.time()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the slot back."""
+        self.in_flight -= 1
+        self._wake()
+
+    def succeeded(self) -> None:
+        """The server has answered: one more in flight after as many answers as there are slots."""
+        if self.limit < self.most:
+            self.limit = min(self.most, self.limit + 1 / self.limit)
+            self._wake()
+
+    def rejected(self, sent_at: float, wait: float) -> None:
+        """The server was asked too much; send nothing for `wait` seconds, then less at a time."""
+        now = asyncio.get_running_loop().time()
+        self._resume_at = max(self._resume_at, now + wait)
+        if sent_at > self._cut_at:
+            self.limit = max(1.0, self.limit * CUT)
+            self._cut_at = now
+
+    def _wake(self) -> None:
+        room = max(1, int(self.limit)) - self.in_flight
+        while self._waiting and room > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                room -= 1
+
+
+def backoff(attempt: int, draw: random.Random) -> float:
+    """Seconds to wait after the attempt of this number, from zero: doubling, and random so that clients spread out."""
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt, 16)) * draw.uniform(0.5, 1.0)
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds that a server asks to wait, by `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date)."""
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        text = headers.get("retry-after", "")
+        if not text:
+            return None
+        try:
+            return max(0.0, float(text))
+        except ValueError:
+            date = email.utils.parsedate_to_datetime(text)
+            return max(0.0, date.timestamp() - (time.time() if now is None else now))
+    except (ValueError, TypeError, OverflowError):
+        return None

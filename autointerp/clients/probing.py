@@ -1,0 +1,169 @@
+"""What a server can do with a model, found out by asking it, once: log probabilities, and answers held to a schema.
+
+Neither can be assumed: servers refuse what they do not know, or ignore it without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autointerp.clients import sampling_of
+from autointerp.clients.openai_compatible import OpenAIClient
+from autointerp.config import ClientConfig
+from autointerp.grading import LISTS, STRENGTHS, TOP
+from autointerp.judging import HOPELESS
+from autointerp.plugins import LLMClient
+from autointerp.records import Completion, Message, Request, Sampling
+from autointerp.store import ResponseStore
+from sae.artifacts import write_json
+from sae.errors import InputError
+
+LOG = logging.getLogger(__name__)
+FILE = "abilities.json"
+ONE = "Answer with the digit 1 and nothing else."
+WORD = "Answer with the word yes and nothing else."
+SCHEMA = {
+    "type": "object",
+    "properties": {"answers": {"type": "array", "items": {"type": "integer", "enum": [0, 1]}}},
+    "required": ["answers"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a server does with a model."""
+
+    top_logprobs: int
+    """Alternatives at each place of the answer that it gives log probabilities of."""
+    structured: bool
+    """Whether it holds answers to a JSON schema."""
+    probed: bool = True
+    """Whether the server has said so; else a probe had failed."""
+
+
+def judge_sampling(config: ClientConfig, client: LLMClient, scorer: str, run: Path) -> Sampling:
+    """How the judge is to answer a scorer's questions: graded, held to a schema, or in plain text.
+
+    An estimate asks nobody: it takes plain text where nothing is known of the server.
+
+    Raises:
+        InputError: the server cannot be asked, or cannot do what `--answers` wants.
+    """
+    plain, server = sampling_of(config), _server(client)
+    task = f"score/{scorer}"
+    if server is None or config.answers == "text" or task not in (*LISTS, *STRENGTHS):
+        return plain
+    store: ResponseStore | None = getattr(client, "store", None)
+    abilities = known_abilities(server, plain, run, store, ask=not config.estimate)
+    for mode, able, sampling in (
+        ("graded", abilities.top_logprobs > 0, dataclasses.replace(plain, top_logprobs=TOP)),
+        ("structured", abilities.structured, dataclasses.replace(plain, structured=True)),
+    ):
+        if mode == "structured" and task in STRENGTHS:
+            continue
+        if config.answers == mode and not able and not config.estimate:
+            what = "log probabilities" if mode == "graded" else "answers held to a JSON schema"
+            raise InputError(f"{server.model} at {server.address} gives no {what}; use --answers auto or text")
+        if config.answers in (mode, "auto") and able:
+            return sampling
+    return plain
+
+
+def known_abilities(
+    server: OpenAIClient, sampling: Sampling, run: Path, store: ResponseStore | None, ask: bool = True
+) -> Abilities:
+    """As the run or the store remembers them; else by a probe, if one may `ask`, whose result both then remember.
+
+    Raises:
+        InputError: the server cannot be asked.
+    """
+    path, name = run / FILE, f"{server.model} at {server.address}"
+    noted = _noted(path)
+    remembered = noted.get(name) or (store.abilities(server.address, server.model) if store else None)
+    try:
+        abilities = Abilities(**remembered) if remembered else None
+    except TypeError:
+        abilities = None
+    if abilities is None and not ask:
+        return Abilities(0, False)
+    if abilities is None:
+        try:
+            abilities = asyncio.run(_closing(server, sampling))
+        except _Unknown as failure:
+            # The same settings must hold when the command is run again, or its answers would not fit together.
+            LOG.warning("%s could not be probed (%s); %s keeps to plain text, see %s", name, failure, run, path)
+            abilities = Abilities(0, False, probed=False)
+        able = [f"top {abilities.top_logprobs} log probabilities"] if abilities.top_logprobs else []
+        able += ["JSON schemas"] if abilities.structured else []
+        LOG.info("%s: %s", name, " and ".join(able) or "neither log probabilities nor JSON schemas")
+    if name not in noted:
+        write_json(path, noted | {name: vars(abilities)})
+    if store and abilities.probed:
+        store.set_abilities(server.address, server.model, vars(abilities))
+    return abilities
+
+
+class _Unknown(Exception):
+    """The server has failed, which says nothing of what it can do."""
+
+
+async def probe(server: OpenAIClient, sampling: Sampling) -> Abilities:
+    """Ask for both, and look whether they come. Two short requests.
+
+    Raises:
+        InputError: the server cannot be asked.
+    """
+    asked = dataclasses.replace(sampling, top_logprobs=TOP)
+    places = (await _ask(server, Request("probe", (Message("user", ONE),), sampling=asked))).token_logprobs
+    top = min((len(place.top) for place in places), default=0) if places else 0
+    held = dataclasses.replace(sampling, structured=True)
+    answer = await _ask(server, Request("probe", (Message("user", WORD),), sampling=held, schema=SCHEMA))
+    # A server that ignores the schema says yes.
+    return Abilities(top if top >= 2 else 0, _obeys(answer))
+
+
+async def _closing(server: OpenAIClient, sampling: Sampling) -> Abilities:
+    try:
+        return await probe(server, sampling)
+    finally:
+        await server.close()
+
+
+async def _ask(server: OpenAIClient, request: Request) -> Completion:
+    completion = await server.complete(request)
+    # A request that is refused as it stands says what the server cannot do; any other failure says nothing.
+    if completion.error is None or completion.finish_reason == "rejected":
+        return completion
+    if completion.finish_reason in HOPELESS:
+        raise InputError(f"{server.model} cannot be asked: {completion.error}; check --base-url, --model and the key")
+    raise _Unknown(completion.error)
+
+
+def _obeys(completion: Completion) -> bool:
+    try:
+        found = json.loads(completion.text)
+    except (ValueError, RecursionError):
+        return False
+    return completion.error is None and isinstance(found, dict) and isinstance(found.get("answers"), list)
+
+
+def _server(client: Any) -> OpenAIClient | None:
+    """The client that sends, behind store and budget; None where no server is asked."""
+    while not isinstance(client, OpenAIClient) and hasattr(client, "client"):
+        client = client.client
+    return client if isinstance(client, OpenAIClient) else None
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}

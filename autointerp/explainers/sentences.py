@@ -1,0 +1,63 @@
+"""Reading the one sentence in an explainer's answer."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from autointerp.records import REFUSED, Completion, Sentence
+
+LABEL = re.compile(r"^[\s*#_>-]*explanation[\s*_]*:(.*)", re.IGNORECASE | re.MULTILINE)
+OTHER_LABEL = re.compile(r"^[\s*#_>-]*\[explanation\][\s*_]*:(.*)", re.IGNORECASE | re.MULTILINE)
+LONGEST = 1000
+"""Characters of an explanation; more is no sentence, and would be paid for in every question to the judge."""
+
+
+def sentence_of(completion: Completion, label: re.Pattern[str] = LABEL) -> Sentence:
+    """The sentence behind the last label, without quotes and emphasis.
+
+    Repaired are a sentence that stands on the line below its label, the label of the other protocol, and a JSON object
+    whose only text is the explanation.
+    """
+    if completion.error is not None:
+        return Sentence(None, "error", completion.error)
+    if completion.finish_reason in REFUSED:
+        return Sentence(None, "refused", "the model would not answer")
+    # A sentence that was cut off would be scored for what it does not say.
+    if completion.finish_reason == "length":
+        return Sentence(None, "truncated", "the answer was cut off; raise --max-tokens")
+    text, repair = _labelled(completion.text, label)
+    if text is None:
+        return Sentence(None, "unparseable", f"no explanation in the answer {completion.text[:60]!r}")
+    text = " ".join(text.split()).strip("*_` ")
+    if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
+        text = text[1:-1].strip()
+    # An answer that repeats the template's placeholder says nothing.
+    if not re.search(r"\w", text) or text.startswith("<one sentence"):
+        return Sentence(None, "unparseable", f"no explanation in the answer {completion.text[:60]!r}")
+    if len(text) > LONGEST:
+        return Sentence(None, "unparseable", f"{len(text)} characters are no sentence")
+    return Sentence(text, "repaired" if repair else "ok", repair)
+
+
+def _labelled(answer: str, label: re.Pattern[str]) -> tuple[str | None, str]:
+    for pattern, repair in ((label, ""), *((p, "another label") for p in (LABEL, OTHER_LABEL) if p is not label)):
+        found = list(pattern.finditer(answer))
+        if found and re.search(r"\w", found[-1][1]):
+            return found[-1][1], repair
+        below = answer[found[-1].end() :].strip() if found else ""
+        if below and "\n" not in below:
+            return below, "the sentence stands below its label"
+    return _in_object(answer), "a JSON object around the sentence"
+
+
+def _in_object(answer: str) -> str | None:
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", answer, re.DOTALL)
+    try:
+        pairs = json.loads(fenced[1] if fenced else answer, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(pairs, list) or len(pairs) != 1 or not isinstance(pairs[0], tuple):
+        return None
+    ((key, value),) = pairs
+    return value if str(key).lower() == "explanation" and isinstance(value, str) else None

@@ -1,0 +1,75 @@
+"""What clients, explainers and scorers must be able to do; whoever can takes part, without a base class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from autointerp.records import Completion, LatentExamples, Request, Sentence, Trial, Verdict
+
+Ability = Literal["embed", "echo"]
+"""What only some clients can do: embed texts (`Completion.vectors`), or score a given text (`Completion.echoed`)."""
+
+
+class AbleClient(Protocol):
+    """A client that can do more than chat, and says so; one without the attribute can do nothing more."""
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What it can do beside answering messages."""
+
+
+class LLMClient(Protocol):
+    """Anything that answers requests: a server, an engine in this process, a rule."""
+
+    @property
+    def model(self) -> str:
+        """Name that goes into request keys, rows and folder names."""
+
+    @property
+    def graded(self) -> bool:
+        """Whether judgements are graded in [0, 1] rather than hard answers."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer; never raises for a failed request, but returns a completion with `error`."""
+
+    async def close(self) -> None:
+        """Release connections."""
+
+
+class Explainer(Protocol):
+    """What to show of a latent, and how to read the answer. Pure: no I/O."""
+
+    name: str
+    n_hard: int
+    """Silent windows that it shows beside the activating ones, if any (`LatentExamples.hard`)."""
+
+    def request(self, examples: LatentExamples) -> Request:
+        """The question."""
+
+    def parse(self, completion: Completion) -> Sentence:
+        """The explanation in the answer, or None and why."""
+
+
+Atom = Literal["text", "rank", "choice", "token"]
+"""What a scorer's judgements are: a yes or no (0.5 divides) about each text; a number that only ranks texts; which one
+of several texts is the odd one; a number for each token."""
+
+
+class Scorer(Protocol):
+    """What to ask about an explanation, and how to read the answer. Pure: no I/O, no metric."""
+
+    name: str
+    atom: Atom
+    needs: Ability | None
+    """What a client must be able to do beside answering messages."""
+    per_request: int
+    """Most judgements that one request gives; all but a latent's last give as many."""
+
+    def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
+        """The questions, in a seeded order."""
+
+    def parse(self, trial: Trial, completion: Completion) -> Sequence[Verdict]:
+        """One verdict per judged text of the trial."""

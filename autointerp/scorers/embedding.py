@@ -1,0 +1,51 @@
+"""Embedding: is the explanation nearer to activating windows than to others?
+
+No judge is asked: the score of a window is the cosine between its sentence embedding and the explanation's (as Delphi's
+embedding scorer; Paulo et al., 2024, arXiv 2410.13928). Only the order counts, so no thresholded metric is defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from autointerp.plugins import Ability, Atom
+from autointerp.prompting import Prompts
+from autointerp.records import Completion, LatentExamples, Request, Trial, Verdict
+from autointerp.scorers.answers import failure
+
+TASK = "score/embedding"
+
+
+class EmbeddingScorer:
+    """All windows of both kinds in one request, the explanation before them."""
+
+    name = "embedding"
+    atom: Atom = "rank"
+    needs: Ability | None = "embed"
+    per_request = 1_000_000
+
+    def __init__(self, examples_per_prompt: int, prompts: Prompts) -> None:
+        """Neither is used: nothing is asked in words."""
+
+    def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
+        """One question about all windows."""
+        windows = [*examples.test, *examples.non_activating]
+        truths = (1,) * len(examples.test) + (0,) * len(examples.non_activating)
+        request = Request(TASK, (), {"embed": [explanation, *(window.text for window in windows)]})
+        ids, tokens = tuple(window.id for window in windows), tuple(window.tokens for window in windows)
+        return [Trial(request, ids, truths, tokens)]
+
+    def parse(self, trial: Trial, completion: Completion) -> Sequence[Verdict]:
+        """The cosine of each window with the explanation, cos(a, b) = a.b / (|a| |b|)."""
+        n = len(trial.y_true)
+        failed = failure(completion)
+        if failed is not None:
+            return [failed] * n
+        vectors = np.asarray(completion.vectors if completion.vectors is not None else (), float)
+        norms = np.linalg.norm(vectors, axis=-1) if vectors.ndim == 2 else np.zeros(0)
+        if len(norms) != n + 1 or not np.all(norms > 0) or not np.all(np.isfinite(norms)):
+            return [Verdict(None, "unparseable", f"the embedder did not give {n + 1} vectors above zero")] * n
+        cosines = vectors[1:] @ vectors[0] / (norms[1:] * norms[0])
+        return [Verdict(float(cosine), "ok") for cosine in cosines]

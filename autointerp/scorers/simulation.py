@@ -1,0 +1,128 @@
+"""Simulation: how strongly does the latent fire on each token of this text?
+
+The score is Pearson's correlation, over the tokens of all windows of a latent, between its activations and what a
+judge expects of them who has read the explanation (Bills et al., 2023, "Language models can explain neurons in language
+models"). Where the answer comes with log probabilities, a token's number is its expectation,
+sum_v v p(v) / sum_v p(v) over v = 0 ... 10; without them it is the number that was written.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from autointerp.plugins import Ability, Atom
+from autointerp.prompting import Prompts
+from autointerp.records import Completion, Example, LatentExamples, TokenLogprob, Trial, Verdict
+from autointerp.scorers.answers import FENCE, failure, unread
+
+TASK = "score/simulation"
+N_WINDOWS = 5
+"""Windows of each kind, activating and not, that are simulated: each costs a line of answer per token."""
+STRONGEST = 10
+LINE = re.compile(r"^[ \t]*(\d{1,4})[ \t]*:[ \t]*(\d{1,2})[ \t]*$", re.MULTILINE | re.ASCII)
+
+
+class SimulationScorer:
+    """Asks for a whole number from 0 to 10 for each token, one window a question."""
+
+    name = "simulation"
+    atom: Atom = "token"
+    needs: Ability | None = None
+    per_request = 1
+
+    def __init__(self, examples_per_prompt: int, prompts: Prompts) -> None:
+        self.prompts = prompts
+
+    def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
+        """A few windows of both kinds in random order."""
+        windows = [(window, 1) for window in _some(examples.test, rng)]
+        windows += [(window, 0) for window in _some(examples.non_activating, rng)]
+        order = rng.permutation(len(windows)).tolist()
+        return [self._trial(windows[i][0], windows[i][1], explanation) for i in order]
+
+    def parse(self, trial: Trial, completion: Completion) -> Sequence[Verdict]:
+        """One verdict: `tokens` are the numbers, `y_score` the largest of them as a share of 10."""
+        failed = failure(completion)
+        if failed is not None:
+            return [failed]
+        n = len(trial.targets[0])
+        values, reason = read_strengths(completion.text, n)
+        if values is None:
+            return [unread(completion, reason)]
+        expected = expected_strengths(completion, n) if completion.token_logprobs else None
+        told = tuple(expected if expected is not None else [float(value) for value in values])
+        return [Verdict(max(told) / STRONGEST, "repaired" if reason else "ok", reason, told)]
+
+    def _trial(self, window: Example, y_true: int, explanation: str) -> Trial:
+        # A token without a visible character has handed its activation to the one that shows it.
+        shown = [(token, a) for token, a in zip(window.tokens, window.activations, strict=True) if token]
+        tokens = tuple(token for token, _ in shown)
+        request = self.prompts.request(TASK, {"explanation": explanation, "tokens": list(tokens)})
+        return Trial(request, (window.id,), (y_true,), (tokens,), targets=(tuple(a for _, a in shown),))
+
+
+def _some(windows: Sequence[Example], rng: np.random.Generator) -> list[Example]:
+    return [windows[i] for i in rng.permutation(len(windows))[:N_WINDOWS].tolist()]
+
+
+def read_strengths(text: str, n: int) -> tuple[list[int] | None, str]:
+    """The numbers of n tokens, and what was repaired; or None, and what is wrong.
+
+    Asked for are lines `number of the token: strength`, all of them and in order. A code fence around them is repaired.
+    """
+    answer, repair = text.strip(), ""
+    fenced = FENCE.fullmatch(answer)
+    if fenced:
+        answer, repair = fenced[1].strip(), "a code fence"
+    if not answer:
+        return None, "the answer is empty"
+    lines = [line for line in answer.splitlines() if line.strip()]
+    found = [LINE.fullmatch(line) for line in lines]
+    pairs = [(int(match[1]), int(match[2])) for match in found if match]
+    if len(pairs) < len(lines):
+        return None, 'there are other lines than "number: strength"'
+    if [number for number, _ in pairs] != list(range(1, n + 1)):
+        return None, f"the lines are not those of the {n} tokens, each once and in order"
+    if any(value > STRONGEST for _, value in pairs):
+        return None, f"a strength is above {STRONGEST}"
+    return [value for _, value in pairs], repair
+
+
+def expected_strengths(completion: Completion, n: int) -> list[float] | None:
+    """The expectation of each of n strengths; None where log probabilities and text do not fit each other."""
+    logprobs = completion.token_logprobs or ()
+    whole = "".join(one.token for one in logprobs)
+    begin = whole.rfind(completion.text.strip())
+    matches = list(LINE.finditer(whole, max(begin, 0)))
+    if begin < 0 or len(matches) != n:
+        return None
+    ends = np.cumsum([len(one.token) for one in logprobs])
+    found = []
+    for match in matches:
+        index = int(np.searchsorted(ends, match.start(2), side="right"))
+        before = match.start(2) - (int(ends[index]) - len(logprobs[index].token))
+        found.append(_expectation(logprobs[index], before, match[2]))
+    return found
+
+
+def _expectation(place: TokenLogprob, before: int, written: str) -> float:
+    """The mean of the numbers that could have stood here, by their probabilities.
+
+    Args:
+        place: the token that the number begins in, with its alternatives.
+        before: characters of that token before the number.
+        written: the number; where it goes on in the next token, its first digit stands for the whole.
+    """
+    weights: dict[int, float] = {}
+    for token, logprob in {place.token: place.logprob, **dict(place.top)}.items():
+        digits = token[before:].strip() if token[:before] == place.token[:before] else ""
+        if token == place.token:
+            digits = written
+        if digits.isascii() and digits.isdigit() and int(digits) <= STRONGEST:
+            weights[int(digits)] = weights.get(int(digits), 0.0) + math.exp(logprob)
+    total = math.fsum(weights.values())
+    return math.fsum(value * weight for value, weight in weights.items()) / total if total else float(written)

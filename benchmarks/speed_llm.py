@@ -1,0 +1,256 @@
+"""Time explain and score against a local server that answers at once or after 50 ms, beside a bare AsyncOpenAI loop.
+
+python benchmarks/speed_llm.py                          own CPU, wall time, prompts, memory
+python benchmarks/speed_llm.py --many 0                 without the 10,000 latents for memory
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+from tokenizers import Tokenizer
+
+# As a script, Python looks beside this file only.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from autointerp import explain, score
+from autointerp.clients.openai_compatible import OpenAIClient
+from autointerp.plugins import LLMClient
+from autointerp.records import Completion, Request
+from benchmarks.chat_protocol import answer_of, serve
+from benchmarks.planted import DICTIONARY, TOKENIZER, Firings, Text, topics_text, write_latents
+from sae.artifacts import dictionary_folder, latents_folder, writing
+from sae.cli import parse, run_stage
+from sae.runs import claim_run
+
+FIRINGS = 400
+"""Tokens on which each latent fires."""
+DELPHI = {"as shipped": 1.24, "with its concurrency patched to 10": 0.20}
+"""Seconds a latent of Delphi 0.1.3 against a server that takes 50 ms, on a machine with 2 cores."""
+DELPHI_CHARACTERS = 132_800
+"""Characters a latent of Delphi's prompts for 100 judged windows."""
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Sizes."""
+
+    latents: int = 100
+    """Latents that are explained and scored."""
+    concurrency: int = 64
+    """Requests in flight."""
+    rounds: int = 3
+    """Rounds of ours and the bare loop by turns; the median counts."""
+    delay: float = 0.05
+    """Seconds that the slow server takes."""
+    many: int = 10_000
+    """Latents of the run whose memory is looked at, beside one with a tenth of them; 0 for none."""
+    memory_of: int = 0
+    """Only score so many latents through a scripted client, and print the peak memory (used by the above)."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print a line of JSON."""
+    config = parse(SpeedConfig, argv, "python benchmarks/speed_llm.py")
+    logging.disable(logging.WARNING)
+    os.environ["AUTOINTERP_STORE"] = "none"
+    with tempfile.TemporaryDirectory() as folder:
+        if config.memory_of:
+            print(json.dumps(scripted_run(Path(folder), config.memory_of)))
+            return
+        found = measured(Path(folder), config)
+    if config.many:
+        found["peak_mb"] = {n: _memory_of(n) for n in (config.many // 10, config.many)}
+    found["delphi_installed"] = importlib.util.find_spec("delphi") is not None
+    print(json.dumps(found, indent=1))
+
+
+def measured(folder: Path, config: SpeedConfig) -> dict[str, Any]:
+    """Own CPU per request, wall time a latent, and what the prompts hold."""
+    run = write_run(folder / "run", config.latents)
+    with Recording() as requests:
+        both(run, config, "http://127.0.0.1:9/v1", folder / "recorded")
+    bodies = [OpenAIClient("m", "http://127.0.0.1:9/v1", "none").body(request) for request in requests]
+    ours, bare = [], []
+    with serving(0.0) as url:
+        asyncio.run(bare_loop(url, bodies[:200], config.concurrency))
+        for number in range(config.rounds):
+            ours.append(_cpu(lambda n=number: both(run, config, url, folder / f"ours{n}")))
+            bare.append(_cpu(lambda: asyncio.run(bare_loop(url, bodies, config.concurrency))))
+    with serving(config.delay) as url:
+        start, cpu = time.perf_counter(), time.process_time()
+        both(run, config, url, folder / "slow")
+        wall, spent = time.perf_counter() - start, time.process_time() - cpu
+    n = len(requests)
+    return {
+        "requests_a_latent": n / config.latents,
+        "own_cpu_ms_a_request": round(1000 * statistics.median(ours) / n, 3),
+        "bare_cpu_ms_a_request": round(1000 * statistics.median(bare) / n, 3),
+        "ratio": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
+        "wall_s_a_latent": round(wall / config.latents, 4),
+        "of_which_cpu_s": round(spent / config.latents, 4),
+        "faster_than_delphi": {name: round(s * config.latents / wall, 1) for name, s in DELPHI.items()},
+        **prompts_of(requests, config.latents),
+    }
+
+
+def both(run: Path, config: SpeedConfig, url: str, out: Path) -> None:
+    """Explain and score a copy of the run, with the store that a user would have."""
+    subprocess.run(["cp", "-r", str(run), str(out)], check=True)
+    llm = ["--client", "openai", "--model", "m", "--base-url", url, "--concurrency", str(config.concurrency)]
+    llm += ["--store", str(out / "store.sqlite"), "--answers", "text"]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        assert run_stage(explain.main, ["--run", str(out), "--n-latents", str(config.latents), *llm]) == 0
+        assert run_stage(score.main, ["--run", str(out), *llm]) == 0
+
+
+async def bare_loop(url: str, bodies: Sequence[dict[str, Any]], concurrency: int) -> None:
+    """The same requests as a loop of a few lines sends them."""
+    client = openai.AsyncOpenAI(base_url=url, api_key="none")
+    left = iter(bodies)
+
+    async def work() -> None:
+        for body in left:
+            answer = await client.chat.completions.create(**body)
+            assert answer.choices[0].message.content
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(work())
+    await client.close()
+
+
+class Recording:
+    """While it is open, no request is sent: each is noted and answered from a script."""
+
+    def __init__(self, keep: bool = True) -> None:
+        self.keep = keep
+        self.requests: list[Request] = []
+
+    def __enter__(self) -> list[Request]:
+        self._usual = OpenAIClient.complete
+        outer = self
+
+        async def complete(client: LLMClient, request: Request) -> Completion:
+            if outer.keep:
+                outer.requests.append(request)
+            messages = [{"role": m.role, "content": m.content} for m in request.messages]
+            return Completion(answer_of(messages), client.model)
+
+        OpenAIClient.complete = complete  # type: ignore[method-assign, assignment]
+        return self.requests
+
+    def __exit__(self, *_: object) -> None:
+        OpenAIClient.complete = self._usual  # type: ignore[method-assign]
+
+
+def prompts_of(requests: Sequence[Request], n_latents: int) -> dict[str, Any]:
+    """Characters a latent, and the share that a cache of all prefixes sent before could serve."""
+    seen: list[str] = []
+    whole = served = 0
+    for request in requests:
+        text = "\x00".join(message.content for message in request.messages)
+        place = bisect.bisect(seen, text)
+        # The longest common prefix with anything sent before is with a neighbour in the order of the alphabet.
+        near = [_common(text, other) for other in seen[max(place - 1, 0) : place + 1]]
+        served += max(near, default=0)
+        whole += len(text)
+        seen.insert(place, text)
+    characters = whole / n_latents
+    return {
+        "prompt_characters_a_latent": round(characters),
+        "share_of_delphi": round(characters / DELPHI_CHARACTERS, 3),
+        "share_a_prefix_cache_can_serve": round(served / whole, 3),
+    }
+
+
+def _common(one: str, other: str) -> int:
+    """Length of the common prefix."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def scripted_run(folder: Path, n_latents: int) -> dict[str, float]:
+    """Explain and score many latents without a server; peak memory in MB, and seconds."""
+    run = write_run(folder / "run", n_latents)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    start = time.perf_counter()
+    with Recording(keep=False), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        llm = ["--client", "openai", "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--answers", "text"]
+        few = ["--n-latents", str(n_latents), "--n-test", "10", "--min-examples", "10", "--n-train", "10"]
+        assert run_stage(explain.main, ["--run", str(run), *few, *llm]) == 0
+        assert run_stage(score.main, ["--run", str(run), *llm]) == 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"before_mb": round(before), "peak_mb": round(peak), "seconds": round(time.perf_counter() - start, 1)}
+
+
+def write_run(folder: Path, n_latents: int) -> Path:
+    """A run with a latent cache in which every latent fires on 400 random tokens of the help topics."""
+    text, rng = topics_text(Tokenizer.from_file(str(TOKENIZER))), np.random.default_rng(0)
+    claim_run(folder, {"subject": "planted", "variant": "planted", "corpus": "topics"})
+    config = {"dictionary": DICTIONARY, "hookpoint": DICTIONARY, "layer": 0, "seed": 0, "n_latents": n_latents}
+    with writing(dictionary_folder(folder, DICTIONARY), "sae", config, {}) as writer:
+        sae = writer.finish({"n_latents": n_latents})
+    with writing(latents_folder(folder, DICTIONARY), "latents", config, {"dictionary": sae.fingerprint}) as writer:
+        (writer.partial / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+        write_latents(writer, text, n_latents, _firings(text, n_latents, rng))
+    return folder
+
+
+def _firings(text: Text, n_latents: int, rng: np.random.Generator) -> Firings:
+    usable = np.ones(len(text.ids), bool)
+    usable[text.offsets[:-1]] = False
+    places = np.flatnonzero(usable)
+    token = np.concatenate([rng.choice(places, FIRINGS, replace=False) for _ in range(n_latents)])
+    latent = np.repeat(np.arange(n_latents), FIRINGS)
+    order = np.argsort(token, kind="stable")
+    return Firings(token[order], latent[order], rng.lognormal(0.0, 0.5, len(token)))
+
+
+@contextlib.contextmanager
+def serving(delay: float) -> Iterator[str]:
+    """The address of a server in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=serve, args=(its, delay), daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{ours.recv()}/v1"
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _cpu(work: Callable[[], None]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def _memory_of(n_latents: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--memory-of", str(n_latents)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))
