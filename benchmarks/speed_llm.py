@@ -59,6 +59,8 @@ class SpeedConfig:
     """Latents that are explained and scored."""
     concurrency: int = 64
     """Requests in flight."""
+    examples_per_prompt: int | None = None
+    """Texts in one question; by default as score has it."""
     rounds: int = 3
     """Rounds of ours and the bare loop by turns; the median counts."""
     delay: float = 0.05
@@ -121,7 +123,8 @@ def both(run: Path, config: SpeedConfig, url: str, out: Path) -> None:
     llm += ["--store", str(out / "store.sqlite"), "--answers", "text"]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         assert run_stage(explain.main, ["--run", str(out), "--n-latents", str(config.latents), *llm]) == 0
-        assert run_stage(score.main, ["--run", str(out), *llm]) == 0
+        texts = ["--examples-per-prompt", str(config.examples_per_prompt)] if config.examples_per_prompt else []
+        assert run_stage(score.main, ["--run", str(out), *texts, *llm]) == 0
 
 
 async def bare_loop(url: str, bodies: Sequence[dict[str, Any]], concurrency: int) -> None:

@@ -33,7 +33,7 @@ def test_the_probability_of_one_is_its_share_of_both_digits() -> None:
 
 
 def test_spellings_with_white_space_count_for_their_digit() -> None:
-    top = {" 1": 0.3, "1": 0.3, "0": 0.1, " 0": 0.1, "\n": 0.2}
+    top = {" 1": 0.4, "1": 0.2, "0": 0.1, " 0": 0.1, "\n": 0.2}
     assert graded_answers(answer("[", judged(" 1", top), "]"), 1) == pytest.approx((0.75,))
 
 

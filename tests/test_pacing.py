@@ -73,6 +73,26 @@ def test_no_more_are_in_flight_than_the_limit_and_a_cancelled_turn_is_passed_on(
     asyncio.run(check())
 
 
+def test_a_turn_that_comes_with_a_cancellation_goes_to_the_next() -> None:
+    async def check() -> None:
+        pace, done = Pace(1), []
+
+        async def work(name: str) -> None:
+            async with pace:
+                done.append(name)
+
+        async with asyncio.timeout(5):
+            async with pace:
+                second, third = asyncio.create_task(work("second")), asyncio.create_task(work("third"))
+                await asyncio.sleep(0.001)
+            # The slot is free and the second one's turn has come, but it has not run yet.
+            second.cancel()
+            await asyncio.gather(second, third, return_exceptions=True)
+        assert done == ["third"]
+
+    asyncio.run(check())
+
+
 def test_nothing_is_sent_while_the_server_asks_to_wait() -> None:
     async def check() -> float:
         pace, loop = Pace(4), asyncio.get_running_loop()
