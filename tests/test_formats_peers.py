@@ -272,7 +272,7 @@ def test_gemma_scope_2_as_saelens_reads_it(skip: bool, tmp_path: Path, monkeypat
 @pytest.mark.parametrize("settings", [{}, {"auxk": None}, {"standardize": False}], ids=str)
 def test_mlsae(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = os.environ.get("MLSAE_SOURCE")
-    if source is None:
+    if not source:
         pytest.skip("MLSAE_SOURCE does not name a checkout of github.com/tim-lawson/mlsae")
     # Its packages import all of its training; the one module that is needed does not.
     for package in ("mlsae", "mlsae.model"):

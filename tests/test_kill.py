@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from sae.cache import main as cache
 from sae.train import main as train
@@ -105,6 +107,16 @@ for where, calls in moments:
 """
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes that are killed: with another number of threads the last bits are others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("state", ["float32", "bfloat16", "8bit"])
 def test_training_killed_in_steps_and_in_snapshots_gives_the_same_bytes(
     tmp_path: Path, neox_folder: Path, corpus_file: Path, state: str
