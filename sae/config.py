@@ -16,7 +16,7 @@ Variant = Literal[
     "trained", "step0", "rerandomised", "rerandomised-keep-embeddings", "rerandomised-block", "permuted", "control"
 ]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-Site = Literal["residual", "mlp", "attention", "transcoder"]
+TrainingSite = Literal["residual", "mlp", "attention", "transcoder"]
 OptimiserState = Literal["float32", "bfloat16", "8bit"]
 Track = Literal["none", "wandb", "trackio"]
 LARGEST_SEED = 2**32 - 1
@@ -147,7 +147,7 @@ class TrainConfig:
     """Blocks, counted from zero: the residual stream after each gets a dictionary."""
     tokens: int = 1_000_000
     """Training tokens, taken from the SAE split."""
-    sites: tuple[Site, ...] = ("residual",)
+    sites: tuple[TrainingSite, ...] = ("residual",)
     """What of a block gets one: residual stream, what mlp or attention adds to it, or a transcoder of its MLP."""
     seed: int = 0
     """Seed of the dictionary's initialisation and of the order of the data."""

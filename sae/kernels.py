@@ -77,21 +77,6 @@ def by_latent(latents: Tensor, n_latents: int) -> Tensor:
     return latents.to(narrow).sort(stable=True).indices
 
 
-def scatter_rows(indices: Tensor, weights: Tensor, rows: Tensor, n_out: int) -> Tensor:
-    """The transpose of `sparse_rows`: out[i] = sum of weights[t, j] * rows[t] over all (t, j) with indices[t, j] = i.
-
-    Args:
-        indices: int64 [token, width], below `n_out`.
-        weights: [token, width].
-        rows: [token, d].
-        n_out: rows of the result.
-
-    Returns:
-        [n_out, d].
-    """
-    return Transpose.of(indices, n_out).scatter(weights, rows)
-
-
 def row_dots(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     """rows[t] . table[indices[t, j]] as [token, width], without gathering the rows of the table. Not differentiable."""
     tokens = torch.arange(len(rows), device=rows.device).repeat_interleave(indices.shape[1])

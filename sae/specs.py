@@ -9,7 +9,7 @@ from typing import Any
 
 from sae.architecture import K_KINDS, Architecture
 from sae.artifacts import plain
-from sae.config import BASES, UNTRAINED, SAEConfig, Site, TrainConfig
+from sae.config import BASES, UNTRAINED, SAEConfig, TrainConfig, TrainingSite
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 
@@ -27,7 +27,7 @@ class DictionarySpec:
     """One dictionary to be trained."""
 
     layer: int
-    site: Site
+    site: TrainingSite
     sae: SAEConfig
     seed: int
 

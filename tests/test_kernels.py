@@ -14,7 +14,6 @@ from sae.kernels import (
     decode,
     decode_reference,
     row_dots,
-    scatter_rows,
     selected_values,
     selected_values_reference,
     sparse_rows,
@@ -55,12 +54,12 @@ def test_sparse_rows_equal_a_dense_product_even_with_repeated_indices() -> None:
     torch.testing.assert_close(sparse_rows(indices, weights, table), dense @ table)
 
 
-def test_scatter_rows_is_the_transposed_product_and_leaves_untouched_rows_zero() -> None:
+def test_a_scatter_is_the_transposed_product_and_leaves_untouched_rows_zero() -> None:
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(20, 7, generator=generator)
     indices, weights = torch.randint(40, (20, 4), generator=generator), torch.randn(20, 4, generator=generator)
     dense = torch.zeros(20, 50).index_put((torch.arange(20)[:, None], indices), weights, accumulate=True)
-    out = scatter_rows(indices, weights, rows, 50)
+    out = Transpose.of(indices, 50).scatter(weights, rows)
     torch.testing.assert_close(out, dense.T @ rows)
     assert not out[40:].any()
 

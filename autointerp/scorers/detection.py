@@ -8,8 +8,9 @@ import numpy as np
 
 from autointerp.plugins import Ability, Atom
 from autointerp.prompting import Prompts
-from autointerp.records import Completion, LatentExamples, Trial, Verdict
+from autointerp.records import Completion, Example, LatentExamples, Request, Trial, Verdict
 from autointerp.scorers.answers import verdicts
+from autointerp.scorers.mixing import mixed_trials
 
 
 class DetectionScorer:
@@ -27,17 +28,12 @@ class DetectionScorer:
 
     def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
         """All windows of both kinds in random order, a few in a question."""
-        windows = [*examples.test, *examples.non_activating]
-        truths = [1] * len(examples.test) + [0] * len(examples.non_activating)
-        order = rng.permutation(len(windows)).tolist()
-        trials = []
-        for start in range(0, len(order), self.per_request):
-            part = order[start : start + self.per_request]
-            context = {"explanation": explanation, "texts": [windows[i].text for i in part]}
-            request = self.prompts.request(self.task, context)
-            ids, tokens = tuple(windows[i].id for i in part), tuple(windows[i].tokens for i in part)
-            trials.append(Trial(request, ids, tuple(truths[i] for i in part), tokens))
-        return trials
+
+        def request(windows: Sequence[Example]) -> Request:
+            texts = [window.text for window in windows]
+            return self.prompts.request(self.task, {"explanation": explanation, "texts": texts})
+
+        return mixed_trials(examples, self.per_request, rng, request)
 
     def parse(self, trial: Trial, completion: Completion) -> Sequence[Verdict]:
         """One verdict per text."""

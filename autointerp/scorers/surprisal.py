@@ -14,8 +14,9 @@ import numpy as np
 
 from autointerp.plugins import Ability, Atom
 from autointerp.prompting import Prompts
-from autointerp.records import Completion, LatentExamples, Request, Trial, Verdict
+from autointerp.records import Completion, Example, LatentExamples, Request, Trial, Verdict
 from autointerp.scorers.answers import failure
+from autointerp.scorers.mixing import mixed_trials
 
 TASK = "score/surprisal"
 Echo = Sequence[tuple[str, float | None]]
@@ -34,19 +35,14 @@ class SurprisalScorer:
 
     def trials(self, examples: LatentExamples, explanation: str, rng: np.random.Generator) -> list[Trial]:
         """All windows of both kinds in random order, a few in a request."""
-        windows = [*examples.test, *examples.non_activating]
-        truths = [1] * len(examples.test) + [0] * len(examples.non_activating)
-        order = rng.permutation(len(windows)).tolist()
         given = self.prompts.text(f"{TASK}/given.j2", {"explanation": explanation}) + "\n"
         alone = self.prompts.text(f"{TASK}/alone.j2", {}) + "\n"
-        trials = []
-        for start in range(0, len(order), self.per_request):
-            part = order[start : start + self.per_request]
-            prompts = [prefix + windows[i].text for i in part for prefix in (given, alone)]
-            context = {"prompts": prompts, "starts": [len(given), len(alone)] * len(part)}
-            ids, tokens = tuple(windows[i].id for i in part), tuple(windows[i].tokens for i in part)
-            trials.append(Trial(Request(TASK, (), context), ids, tuple(truths[i] for i in part), tokens))
-        return trials
+
+        def request(windows: Sequence[Example]) -> Request:
+            prompts = [prefix + window.text for window in windows for prefix in (given, alone)]
+            return Request(TASK, (), {"prompts": prompts, "starts": [len(given), len(alone)] * len(windows)})
+
+        return mixed_trials(examples, self.per_request, rng, request)
 
     def parse(self, trial: Trial, completion: Completion) -> Sequence[Verdict]:
         """What the explanation adds to the log probability of each text, in nats a token."""
