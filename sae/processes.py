@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -71,6 +72,20 @@ def joined() -> Iterator[Parallel]:
             raise SystemExit(1) from None
         raise
     dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with an exit status, after all of its files have been written.
+
+    A thread of gloo may still hold a tensor of the last message. Needing the interpreter's lock to let go of it while
+    the interpreter ends, it would abort the process: one of a group ends without taking the interpreter down first.
+    """
+    if dist.is_available() and dist.is_torchelastic_launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        logging.shutdown()
+        os._exit(status)
+    raise SystemExit(status)
 
 
 def _first_to_fail(store: Any) -> bool:

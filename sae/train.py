@@ -22,7 +22,7 @@ from sae.evaluate import Placed, evaluate
 from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
 from sae.nulls import gaussian_fvu, noise
-from sae.processes import joined, on_own_device
+from sae.processes import joined, leave, on_own_device
 from sae.progress import Diverged, Progress
 from sae.runs import claim_run
 from sae.sharding import check_shardable
@@ -229,4 +229,4 @@ def _check_subject(subject: Subject, args: Arguments, parallel: Parallel) -> Non
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage(main))
+    leave(run_stage(main))
