@@ -1,9 +1,9 @@
 """Which latent fires where at which layer: beside the latent cache of a multi-layer dictionary. Needs no torch.
 
-`layered.safetensors` in the folder of the cache: offsets i64 [n_latents + 1], token_index u32, layer u8 and activation
-f16 [nnz], by latent, then by token, then by layer. `layer` is a place in `layers`, the blocks that the dictionary reads,
-named by the manifest's config. `entries.safetensors` beside it holds the largest activation over layers of each
-token, so that everything else reads such a cache like any other.
+`layered.safetensors` in the folder of the cache: offsets i64 [n_latents + 1], token_index u32, layer u8, activation
+f16 [nnz], by latent, then by token, then by layer. `layer` is a place in `layers`, the blocks that the dictionary
+reads, which the manifest's config names. `entries.safetensors` beside it holds the largest activation over layers of
+each token, so that everything else reads such a cache like any other.
 """
 
 from __future__ import annotations
