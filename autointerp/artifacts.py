@@ -49,6 +49,12 @@ def scores_folder(run: Path, explanations: Path, scorer: str, judge: str, null: 
     return run / "scores" / explanations.parent.name / explanations.name / name
 
 
+def transfers_folder(run: Path, explanations: Path, onto: str, scorer: str, judge: str, null: str = "") -> Path:
+    """Where the scores of explanations live that were judged on another cache of the same latents."""
+    own = scores_folder(run, explanations, scorer, judge, null)
+    return run / "transfers" / own.parent.parent.name / own.parent.name / onto / own.name
+
+
 def measures_folder(run: Path, dictionary: str) -> Path:
     """Where the lexical measures of a dictionary's latents live."""
     return run / "measures" / dictionary

@@ -111,6 +111,8 @@ class ScoreConfig:
     """Only explanations of this explainer; by default all of the run."""
     dictionary: tuple[str, ...] = ()
     """Only these dictionaries; by default all of the run."""
+    onto: tuple[str, ...] = ()
+    """Caches of the same latents, e.g. at other layers, that explanations are judged on instead of their own."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """Who judges."""
     examples_per_prompt: int = 10

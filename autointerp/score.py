@@ -19,6 +19,7 @@ from autointerp.artifacts import (
     line,
     read_judgements,
     scores_folder,
+    transfers_folder,
     usage_by_latent,
     usage_of,
     write_scores,
@@ -216,6 +217,9 @@ def _jobs(
         named = ("dictionary", "explainer", "explainer_model", "scorer", "judge", "null", "graded")
         identity = {name: settings[name] for name in named} | own
         folder = scores_folder(config.run, source.folder, scorer.name, client.model, null)
+        if source.onto:
+            settings["onto"] = source.onto
+            folder = transfers_folder(config.run, source.folder, source.onto, scorer.name, client.model, null)
         yield Job(folder, source, scorer, client, sampler, settings, identity)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from autointerp.artifacts import explanation_folders, open_cache, read_explanations, rows_digest
+from autointerp.artifacts import explanation_folders, latent_caches, open_cache, read_explanations, rows_digest
 from autointerp.config import ExamplesConfig, ScoreConfig
 from autointerp.delphi import make_sampler
 from autointerp.examples import ExampleSampler
@@ -22,12 +22,14 @@ EXPLAIN = "python -m autointerp.explain --run {run}"
 
 @dataclass(frozen=True)
 class Source:
-    """One folder of explanations with the cache that they are about."""
+    """One folder of explanations with the cache that they are judged on."""
 
     folder: Path
     manifest: Manifest
     cache: LatentCache
     explanations: tuple[Explanation, ...]
+    onto: str = ""
+    """Name of the cache they are judged on, where it is not the one that they explain."""
 
     @cached_property
     def sampler(self) -> ExampleSampler:
@@ -64,7 +66,26 @@ def find_sources(config: ScoreConfig) -> list[Source]:
             if name not in known:
                 raise InputError(f"no explanations of --{flag} {name} in {config.run}; there are {', '.join(known)}")
         found = {folder: manifest for folder, manifest in found.items() if not names or manifest.config[flag] in names}
-    return [read_source(config.run, folder) for folder in found]
+    sources = [read_source(config.run, folder) for folder in found]
+    return [moved(source, config.run, name) for source in sources for name in config.onto] if config.onto else sources
+
+
+def moved(source: Source, run: Path, onto: str) -> Source:
+    """Explanations to be judged on another cache of the same latents.
+
+    Raises:
+        InputError: there is no such cache, it is the explanations' own, or one of another dictionary.
+    """
+    explained = source.manifest.config["dictionary"]
+    (cache,) = latent_caches(run, [onto]).values()
+    if onto == explained:
+        raise InputError(f"--onto {onto} is what was explained; leave it out, scores of it need no --onto")
+    if cache.manifest.parents.get("dictionary") != source.cache.manifest.parents.get("dictionary"):
+        raise InputError(
+            f"--onto {onto} has other latents than {explained}; name a cache of the same dictionary, or say by "
+            "--dictionary which explanations are meant"
+        )
+    return replace(source, cache=cache, onto=onto)
 
 
 def read_source(run: Path, folder: Path) -> Source:
