@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,25 +68,24 @@ def find_sources(config: ScoreConfig) -> list[Source]:
                 raise InputError(f"no explanations of --{flag} {name} in {config.run}; there are {', '.join(known)}")
         found = {folder: manifest for folder, manifest in found.items() if not names or manifest.config[flag] in names}
     sources = [read_source(config.run, folder) for folder in found]
-    return [moved(source, config.run, name) for source in sources for name in config.onto] if config.onto else sources
+    return [moved for name in config.onto for moved in _moved(sources, config.run, name)] if config.onto else sources
 
 
-def moved(source: Source, run: Path, onto: str) -> Source:
-    """Explanations to be judged on another cache of the same latents.
+def _moved(sources: Sequence[Source], run: Path, onto: str) -> list[Source]:
+    """The explanations of the same latents, to be judged on another cache than their own.
 
     Raises:
-        InputError: there is no such cache, it is the explanations' own, or one of another dictionary.
+        InputError: there is no such cache, or nothing else explains its latents.
     """
-    explained = source.manifest.config["dictionary"]
     (cache,) = latent_caches(run, [onto]).values()
-    if onto == explained:
-        raise InputError(f"--onto {onto} is what was explained; leave it out, scores of it need no --onto")
-    if cache.manifest.parents.get("dictionary") != source.cache.manifest.parents.get("dictionary"):
-        raise InputError(
-            f"--onto {onto} has other latents than {explained}; name a cache of the same dictionary, or say by "
-            "--dictionary which explanations are meant"
-        )
-    return replace(source, cache=cache, onto=onto)
+    dictionary = cache.manifest.parents.get("dictionary")
+    others = [source for source in sources if source.cache.folder != cache.folder]
+    fitting = [source for source in others if source.cache.manifest.parents.get("dictionary") == dictionary]
+    if not fitting:
+        names = ", ".join(sorted({source.manifest.config["dictionary"] for source in sources}))
+        found = f"explanations of the same dictionary's latents in another cache, found some of {names}"
+        raise InputError(f"--onto {onto} expects {found}; name another cache of that dictionary, or explain one")
+    return [replace(source, cache=cache, onto=onto) for source in fitting]
 
 
 def read_source(run: Path, folder: Path) -> Source:

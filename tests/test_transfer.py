@@ -74,8 +74,8 @@ def test_an_explanation_is_worth_as_much_where_the_latent_does_the_same_and_less
     ("onto", "message"),
     [
         ("nowhere", "no cached dictionary 'nowhere'"),
-        (DICTIONARY, f"--onto {DICTIONARY} is what was explained; leave it out"),
-        (FOREIGN, f"--onto {FOREIGN} has other latents than {DICTIONARY}; name a cache of the same dictionary"),
+        (DICTIONARY, f"--onto {DICTIONARY} expects explanations of the same dictionary's latents in another cache"),
+        (FOREIGN, f"found some of {DICTIONARY}; name another cache of that dictionary, or explain one"),
     ],
 )
 def test_what_has_no_or_other_latents_is_refused(
