@@ -20,6 +20,7 @@ TORCH_FREE = {
     "sae.errors",
     "sae.hookpoints",
     "sae.latents",
+    "sae.layered",
     "sae.pydocs",
     "sae.runs",
 }
