@@ -20,6 +20,11 @@ TORCH_FREE = {
     "sae.errors",
     "sae.hookpoints",
     "sae.latents",
+    "sae.layer_originals",
+    "sae.layer_profiles",
+    "sae.layer_sums",
+    "sae.layer_variance",
+    "sae.layered",
     "sae.pydocs",
     "sae.runs",
 }
