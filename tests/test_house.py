@@ -25,6 +25,7 @@ TORCH_FREE = {
     "sae.layer_sums",
     "sae.layer_variance",
     "sae.layered",
+    "sae.plots",
     "sae.pydocs",
     "sae.runs",
 }
