@@ -21,7 +21,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.tables import table
-from sae.artifacts import read_json, read_manifest
+from sae.artifacts import layers_folder, read_json, read_manifest
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.layer_summary import mean_defined, number, shown
@@ -82,7 +82,7 @@ def read_summary(run: Path, dictionary: str) -> dict[str, Any]:
     Raises:
         InputError: there is none, or a damaged one.
     """
-    folder = run / "layers" / dictionary
+    folder = layers_folder(run, dictionary)
     mend = f"make it with python -m sae.layers --run {run} --dictionary {dictionary}"
     read_manifest(folder, "layers", mend)
     found = read_json(folder / "summary.json", mend)

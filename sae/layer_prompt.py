@@ -5,8 +5,11 @@ The first token carries no latents here as everywhere: it is an attention sink.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +18,14 @@ from torch import Tensor
 
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
+from sae.layer_dictionaries import LayerDictionary
+from sae.plots import prompt_figure, save_svg
 from sae.splice import Splice, spliced_logits
 from sae.subject import Subject, caught, forward_inputs
 
 LEAST_TOKENS = 2
+SHOWN = 10
+"""Rows of each table that is printed."""
 LEAST_ACTIVATION = 1e-3
 """Latents that nowhere on the prompt fire more than this are left out (Lawson et al., arXiv 2409.04185)."""
 
@@ -119,3 +126,76 @@ def steering(subject: Subject, text: str, layer: int, added: Callable[[Tensor], 
     splice = Splice(place, place, lambda x: x + added(x))
     own, steered = (spliced_logits(subject, inputs, last, s)[0, -1].double().cpu().numpy() for s in (None, splice))
     return Steering(own, steered)
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A latent turned up at a layer."""
+
+    latent: int
+    layer: int
+    factor: float
+    """How much activation is added; negative turns it down."""
+
+
+def show_prompt(
+    subject: Subject, dictionary: LayerDictionary, prompt: str, folder: Path, turned: Turned | None = None
+) -> None:
+    """Write prompt.svg and prompt.csv, and print the strongest latents and what steering does where it is asked.
+
+    Raises:
+        InputError: the prompt is too short or too long, or there is no such latent or layer.
+    """
+    if turned is not None and not 0 <= turned.latent < dictionary.model.n_latents:
+        found = f"{dictionary.name} has latents 0 to {dictionary.model.n_latents - 1}"
+        raise InputError(f"--steer {turned.latent} is out of range: {found}; name one of them")
+    layers = dictionary.layers
+    dictionary.model.to(subject.device)
+    encoders = [partial(dictionary.encode, layer=layer) for layer in layers]
+    view = prompt_view(subject, prompt, layers, encoders)
+    steered = None
+    if turned is not None:
+        added = partial(dictionary.added, layer=turned.layer, latent=turned.latent, amount=turned.factor)
+        steered = steering(subject, prompt, turned.layer, added)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_svg(prompt_figure(view.activations, view.latents.tolist(), view.tokens, layers), folder / "prompt.svg")
+    with (folder / "prompt.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows(_firings(view, layers))
+    print(f"{folder}: {len(view.latents):,} latents on {len(view.tokens)} tokens; the strongest:\n")
+    print("\n".join(_table(("latent", "layers", "summed", "largest", "on"), _strongest(view, layers))))
+    if turned is not None and steered is not None:
+        print(f"\nNext token, {turned.factor:+g} of latent {turned.latent} after block {turned.layer}:\n")
+        print("\n".join(_table(("token", "logit", "steered", "change"), _changes(steered, subject))))
+
+
+def _table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _firings(view: PromptView, layers: Sequence[int]) -> Iterator[Sequence[object]]:
+    """Rows of prompt.csv: every activation, latents in the order of the figure."""
+    yield ("latent", "layer", "position", "token", "activation")
+    for row, place, position in np.argwhere(view.activations > 0).tolist():
+        value = view.activations[row, place, position]
+        yield (view.latents[row], layers[place], position, view.tokens[position], f"{value:.6g}")
+
+
+def _strongest(view: PromptView, layers: Sequence[int]) -> Iterator[Sequence[str]]:
+    summed = view.activations.sum((1, 2))
+    for row in np.argsort(-summed, kind="stable")[:SHOWN].tolist():
+        h = view.activations[row]
+        at = ", ".join(str(layers[place]) for place in np.flatnonzero(h.any(1)).tolist())
+        token = view.tokens[int(h.max(0).argmax())]
+        yield (str(view.latents[row]), at, f"{summed[row]:.3f}", f"{h.max():.3f}", _written(token))
+
+
+def _changes(found: Steering, subject: Subject) -> Iterator[Sequence[str]]:
+    for token in found.most_changed(SHOWN).tolist():
+        own, steered = found.own[token], found.steered[token]
+        text = _written(subject.tokenizer.decode([token]))
+        yield (text, f"{own:.3f}", f"{steered:.3f}", f"{steered - own:+.3f}")
+
+
+def _written(token: str) -> str:
+    """A token inside a Markdown table."""
+    return repr(token).replace("|", "\\|")
