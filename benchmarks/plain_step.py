@@ -22,8 +22,9 @@ from torch import Tensor
 from sae import losses
 from sae.cli import parse, run_stage
 from sae.config import SAEConfig
+from sae.goals import Moment, variation
 from sae.kernels import decode_reference
-from sae.losses import Moment, Pass, fired, l0, variation
+from sae.losses import Pass, fired, l0
 from sae.model import SparseAutoencoder
 from sae.sparsity import topk
 from sae.train import main as train

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,29 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sae.activations import SUBJECT_BATCH_TOKENS, stream, without_token_means
+from sae.activations import SUBJECT_BATCH_TOKENS, stream
 from sae.artifacts import (
     ArtifactWriter,
-    check_contents,
-    complete_folders,
     completed,
-    dictionary_folder,
-    digest,
     latents_folder,
     plain,
     read_manifest,
     writing,
 )
-from sae.checkpoint import load_dictionary, load_token_means
 from sae.cli import parse, run_stage
 from sae.config import VARIANTS, CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
+from sae.dictionaries import Dictionary, check_fit, foreign_dictionary, run_dictionaries
 from sae.errors import InputError
-from sae.formats import find_hookpoint, load_foreign
 from sae.hookpoints import Hookpoint
-from sae.latents import SPLITS, EntryWriter, TextWriter, save_tensors
+from sae.latents import SPLITS, Array, EntryWriter, TextWriter, save_tensors
+from sae.layered import LayeredWriter
 from sae.memory import keep_freed_memory
-from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
 from sae.runs import claim_run, read_run
 from sae.specs import kind_of
-from sae.subject import Subject, load_subject
+from sae.subject import Subject, block_count, load_subject
 from sae.weights import subject_digest, subject_identity
 
 log = logging.getLogger(__name__)
@@ -61,19 +55,6 @@ class Arguments:
     subject: SubjectConfig = field(default_factory=lambda: SubjectConfig(subject=""))
 
 
-@dataclass(frozen=True)
-class Dictionary:
-    """A dictionary to be cached."""
-
-    name: str
-    hookpoint: Hookpoint
-    model: SparseAutoencoder
-    means: TokenMean | None
-    """What is taken off its inputs."""
-    facts: dict[str, Any]
-    fingerprint: str
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Cache every dictionary that has no cache yet."""
     args = parse(Arguments, argv, "python -m sae.cache")
@@ -82,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus = open_corpus(corpus_config)
     identity = subject_identity(subject_config)
     claim_run(args.cache.run, {**identity, **corpus_place(corpus_config, corpus)})
-    dictionaries = _dictionaries(args.cache)
+    dictionaries = _dictionaries(args.cache, subject_config)
     parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
     own = {d.name: {**parents, "dictionary": d.fingerprint} for d in dictionaries}
     configs = {d.name: _artifact_config(args.cache, corpus_config, d) for d in dictionaries}
@@ -95,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if todo:
         subject = load_subject(subject_config)
         for d in todo:
-            _check_fit(d, subject)
+            check_fit(d, subject)
         subject.check_context(corpus_config.context_length)
         with contextlib.ExitStack() as stack:
             writers = [
@@ -148,51 +129,19 @@ def _check_held(run: Path, held: dict[str, Any]) -> None:
         raise InputError(f"{run / 'run.json'} is damaged ({found}); mend it, or use another --run")
 
 
-def _dictionaries(config: CacheConfig) -> list[Dictionary]:
-    if config.dictionary is not None:
-        return [_foreign(config, config.dictionary)]
-    folders = complete_folders(config.run / "sae")
-    if not folders:
-        raise InputError(f"{config.run} has no dictionary; train one with python -m sae.train --run {config.run} ...")
-    found = []
-    for folder in folders:
-        mend = f"remove it and train it again with python -m sae.train --run {config.run} ..."
-        manifest = read_manifest(folder, "sae", mend)
-        # First: a damaged dictionary counts as complete, so training it again would do nothing while it is there.
-        check_contents(folder, manifest, mend)
-        model, facts = load_dictionary(folder)
-        means = load_token_means(folder, facts)
-        hookpoint = Hookpoint.parse(str(facts["hookpoint"]))
-        found.append(Dictionary(folder.name, hookpoint, model, means, facts, manifest.fingerprint))
-    return found
-
-
-def _foreign(config: CacheConfig, source: str) -> Dictionary:
-    """A dictionary trained elsewhere, under the name that the flags give it or that of its folder."""
-    foreign = load_foreign(source)
-    hookpoint = find_hookpoint(foreign, config.hookpoint)
-    name = config.name or foreign.name
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"{name!r} cannot be a dictionary's name; give one of letters, digits, dots and - by --name")
-    own = dictionary_folder(config.run, name)
-    if own.exists() and not own.samefile(foreign.folder):
-        raise InputError(f"{config.run} has a dictionary {name} of its own; give the other one another name by --name")
-    facts = {**foreign.facts, "hookpoint": str(hookpoint), "layer": hookpoint.layer}
-    fingerprint = digest([str(hookpoint), foreign.fingerprint])
-    return Dictionary(name, hookpoint, foreign.model, foreign.means, facts, fingerprint)
-
-
-def _check_fit(dictionary: Dictionary, subject: Subject) -> None:
-    width = subject.width(dictionary.hookpoint)
-    if dictionary.model.d_in != width:
-        raise InputError(
-            f"dictionary {dictionary.name} reads vectors of width {dictionary.model.d_in}, "
-            f"{subject.config.subject} has {width}; use the subject it was trained on"
-        )
-    rows = int(subject.model.get_input_embeddings().weight.shape[0])
-    if dictionary.means is not None and dictionary.means.by_token.shape != (rows, subject.d_model):
-        found = f"means of {len(dictionary.means.by_token)} tokens, {subject.config.subject} has {rows}"
-        raise InputError(f"dictionary {dictionary.name} holds {found}; use the subject it was trained on")
+def _dictionaries(config: CacheConfig, subject: SubjectConfig) -> list[Dictionary]:
+    """What is to be cached: each dictionary, and with --per-layer those of several layers at each by itself."""
+    if config.dictionary is None:
+        found = run_dictionaries(config.run)
+    else:
+        n_blocks = block_count(subject) if config.hookpoint == "all" else 0
+        found = [foreign_dictionary(config, config.dictionary, n_blocks)]
+    if not config.per_layer:
+        return found
+    at_layers = [layer for d in found for layer in d.at_layers()]
+    if not at_layers:
+        raise InputError("--per-layer is for dictionaries of several layers, found none; leave it out")
+    return [*found, *at_layers]
 
 
 def _artifact_config(config: CacheConfig, corpus: CorpusConfig, dictionary: Dictionary) -> dict[str, Any]:
@@ -200,6 +149,8 @@ def _artifact_config(config: CacheConfig, corpus: CorpusConfig, dictionary: Dict
     facts = {name: dictionary.facts.get(name) for name in names}
     kind = kind_of(dictionary.facts)
     facts |= {"kind": kind} if kind else {}
+    facts |= {"layers": [place.layer for place in dictionary.hookpoints]} if dictionary.is_multi_layer else {}
+    facts |= {"parent": dictionary.facts["parent"]} if "parent" in dictionary.facts else {}
     settings = {"tokens": config.tokens, "repeat": config.repeat, "corpus": corpus_settings(corpus)}
     result: dict[str, Any] = plain({"dictionary": dictionary.name, **facts, **settings})
     return result
@@ -219,17 +170,15 @@ def _cache(
     writers: Sequence[ArtifactWriter],
 ) -> None:
     """One pass over both splits; tokens are numbered in the order in which the subject reads them."""
-    hookpoints = [d.hookpoint for d in dictionaries]
-    entries = [EntryWriter(w.partial, d.model.n_latents) for w, d in zip(writers, dictionaries, strict=True)]
+    dictionaries = [d.to(subject.device) for d in dictionaries]
+    hookpoints = sorted({place for d in dictionaries for place in d.hookpoints})
+    entries = [_writer(w.partial, d) for w, d in zip(writers, dictionaries, strict=True)]
     texts = TextWriter(writers[0].partial / ".token_ids")
-    for d in dictionaries:
-        d.model.to(subject.device)
-    means = [d.means.to(subject.device) if d.means else None for d in dictionaries]
     bar = tqdm(total=sum(s.n_tokens for s in stores), unit="tok", unit_scale=True, desc="caching", mininterval=1.0)
-    for place, store in enumerate(stores):
-        first_document = texts.begin_split(place, store.document_ids)
+    for split, store in enumerate(stores):
+        first_document = texts.begin_split(split, store.document_ids)
         batches = store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
-        for batch in without_token_means(stream(subject, store, hookpoints, batches), means):
+        for batch in stream(subject, store, hookpoints, batches):
             contexts = batch.batch.contexts
             numbers = texts.add(
                 batch.batch.ids,
@@ -237,16 +186,18 @@ def _cache(
                 store.document_index[contexts] + first_document,
                 store.starts[contexts],
             )
-            index = numbers[batch.usable.numpy()]
-            for x, d, entry in zip(batch.vectors, dictionaries, entries, strict=True):
-                _add(x, d.model, entry, index)
+            vectors = dict(zip(hookpoints, batch.vectors, strict=True))
+            _add(vectors, batch.token_ids.to(subject.device), numbers[batch.usable.numpy()], dictionaries, entries)
             bar.update(len(batch.token_ids))
     bar.close()
     arrays, names = texts.arrays(), texts.documents
+    neighbours: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
     for d, writer, entry in zip(dictionaries, writers, entries, strict=True):
         total = entry.finish()
+        if id(d.model) not in neighbours:
+            neighbours[id(d.model)] = _neighbours(d.model)
         save_tensors(writer.partial / "tokens.safetensors", arrays)
-        save_tensors(writer.partial / "neighbours.safetensors", _neighbours(d.model))
+        save_tensors(writer.partial / "neighbours.safetensors", neighbours[id(d.model)])
         (writer.partial / "documents.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
         subject.tokenizer.backend_tokenizer.save(str(writer.partial / "tokenizer.json"))
         tokens = {split: store.n_tokens for split, store in zip(SPLITS, stores, strict=True)}
@@ -254,13 +205,42 @@ def _cache(
         writer.finish({"tokens": tokens, "entries": total, "n_latents": d.model.n_latents, "living": living})
 
 
+def _writer(folder: Path, dictionary: Dictionary) -> EntryWriter | LayeredWriter:
+    n_latents, n_layers = dictionary.model.n_latents, len(dictionary.hookpoints)
+    return LayeredWriter(folder, n_latents, n_layers) if dictionary.is_multi_layer else EntryWriter(folder, n_latents)
+
+
 @torch.no_grad()
-def _add(x: torch.Tensor, model: SparseAutoencoder, entries: EntryWriter, index: np.ndarray[Any, Any]) -> None:
+def _add(
+    vectors: Mapping[Hookpoint, torch.Tensor],
+    token_ids: torch.Tensor,
+    index: Array,
+    dictionaries: Sequence[Dictionary],
+    entries: Sequence[EntryWriter | LayeredWriter],
+) -> None:
+    """Add what fires on some tokens [token], of these ids and of these numbers in the cache."""
+    # A dictionary is here once more for each layer that has a cache of its own.
+    known: dict[tuple[int, Hookpoint], tuple[Array, Array, Array]] = {}
+    for d, entry in zip(dictionaries, entries, strict=True):
+        for place in d.hookpoints:
+            if (id(d.model), place) not in known:
+                known[id(d.model), place] = _firings(d.model, d.seen(vectors[place], token_ids, place), index)
+        found = [known[id(d.model), place] for place in d.hookpoints]
+        if isinstance(entry, EntryWriter):
+            entry.add(*found[0])
+        else:
+            token, latent, activation = (np.concatenate(column) for column in zip(*found, strict=True))
+            layer = np.repeat(np.arange(len(found)), [len(part[0]) for part in found])
+            entry.add(token, latent, activation, layer)
+
+
+def _firings(model: SparseAutoencoder, x: torch.Tensor, index: Array) -> tuple[Array, Array, Array]:
+    """Token, latent and activation of everything that fires on x [token, d_in], by token."""
     values, indices = model.encode(x)
     values, indices = values.cpu(), indices.cpu()
     active = (values > 0).numpy()
     tokens = np.broadcast_to(index[:, None], active.shape)
-    entries.add(tokens[active], indices.numpy()[active], values.numpy()[active])
+    return tokens[active], indices.numpy()[active], values.numpy()[active]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from sae.architecture import Architecture
 from sae.artifacts import read_json, write_json
 from sae.errors import InputError
+from sae.hookpoints import Hookpoint, residual_streams
+from sae.layer_maps import LayerMaps
 from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
 
@@ -19,18 +22,43 @@ TOKEN_MEANS = "token_means.safetensors"
 
 
 def save_dictionary(
-    folder: Path, model: SparseAutoencoder, facts: dict[str, Any], means: TokenMean | None = None
+    folder: Path,
+    model: SparseAutoencoder,
+    facts: dict[str, Any],
+    means: TokenMean | None = None,
+    maps: LayerMaps | None = None,
 ) -> None:
-    """Write a dictionary; `facts` (hookpoint, layer, seed ...) go into its config beside the shapes.
+    """Write a dictionary; `facts` (hookpoint or layers, seed ...) go into its config beside the shapes.
 
-    `means` are the token means that are taken off its inputs.
+    `means` are the token means that are taken off its inputs, `maps` what is done to the vectors of each of its layers.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "weights.safetensors")
+    facts = {**facts, "layer_maps": maps.kind} if maps is not None else facts
     write_json(folder / "config.json", {**model.architecture.as_dict(), "skip_embed": means is not None, **facts})
+    if maps is not None:
+        maps.save(folder)
     if means is not None:
         table = {"mean": means.mean, "by_token": means.by_token}
         save_file({name: t.cpu().contiguous() for name, t in table.items()}, folder / TOKEN_MEANS)
+
+
+def hookpoints_of(facts: Mapping[str, Any]) -> tuple[Hookpoint, ...]:
+    """Where a dictionary reads by its config: one place, or the residual stream after each of its layers, ascending.
+
+    Raises:
+        InputError: the config does not say it.
+    """
+    layers, name = facts.get("layers"), facts.get("hookpoint")
+    if name is None and layers is None:
+        raise InputError("the dictionary's config names no hookpoint and no layers; name where it reads by --hookpoint")
+    if name is not None:
+        return (Hookpoint.parse(str(name)),)
+    whole = isinstance(layers, list) and all(type(layer) is int and layer >= 0 for layer in layers)
+    if not whole or not layers or len(set(layers)) < len(layers):
+        found = f"the dictionary's config names the layers {str(layers)[:100]}"
+        raise InputError(f"{found}, expected different block numbers; name where it reads by --hookpoint")
+    return residual_streams(layers)
 
 
 def load_token_means(folder: Path, facts: dict[str, Any]) -> TokenMean | None:

@@ -17,6 +17,7 @@ Variant = Literal[
 ]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 TrainingSite = Literal["residual", "mlp", "attention", "transcoder"]
+Normalisation = Literal["none", "standardise", "layer-scale"]
 OptimiserState = Literal["float32", "bfloat16", "8bit"]
 Track = Literal["none", "wandb", "trackio"]
 LARGEST_SEED = 2**32 - 1
@@ -117,6 +118,9 @@ class SAEConfig:
     """A baseline in place of the trained dictionary: something frozen, random, or without training."""
     skip_embed: bool = False
     """Take each token's mean vector off first: what is left is what the context adds."""
+    normalise: Normalisation | None = None
+    """What is done to each vector first and undone after decoding: standardise by its own mean and deviation,
+    layer-scale by one number a layer (docs/multilayer.md); by default none, and standardise with --multi-layer."""
 
     def __post_init__(self) -> None:
         _at_least(1, k=self.k, expansion=self.expansion)
@@ -133,6 +137,8 @@ class SAEConfig:
             raise InputError(
                 f"--null {self.null} is not trained: it goes with --architecture topk, without --matryoshka"
             )
+        if self.null == "pca" and self.normalise not in (None, "none"):
+            raise InputError(f"--null pca goes with --normalise none, got {self.normalise}; leave one out")
         if not 0 <= self.auxk <= LARGEST_COEFFICIENT:
             raise InputError(f"--auxk must be between 0 and {LARGEST_COEFFICIENT:g}, got {self.auxk}")
 
@@ -143,12 +149,17 @@ class TrainConfig:
 
     run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the run: one subject variant on one corpus."""
-    layers: tuple[int, ...]
-    """Blocks, counted from zero: the residual stream after each gets a dictionary."""
+    layers: tuple[int, ...] = ()
+    """Blocks, counted from zero: the residual stream after each gets a dictionary; with --multi-layer one dictionary
+    reads all of them, by default every block of the subject."""
     tokens: int = 1_000_000
     """Training tokens, taken from the SAE split."""
     sites: tuple[TrainingSite, ...] = ("residual",)
     """What of a block gets one: residual stream, what mlp or attention adds to it, or a transcoder of its MLP."""
+    multi_layer: bool = False
+    """Train one dictionary on the residual stream after all of the blocks (docs/multilayer.md)."""
+    single_layers: bool = False
+    """With --multi-layer: also train a dictionary of the same settings for each block by itself, in the same pass."""
     seed: int = 0
     """Seed of the dictionary's initialisation and of the order of the data."""
     seeds: tuple[int, ...] = ()
@@ -156,7 +167,7 @@ class TrainConfig:
     ks: tuple[int, ...] = ()
     """Several values of k in one pass; by default --k alone."""
     batch_tokens: int = 1024
-    """Activation vectors in an optimiser step."""
+    """Tokens in an optimiser step: as many activation vectors, or with --multi-layer as many at every layer."""
     learning_rate: float | None = None
     """Peak learning rate; by default a rule of the number of latents (docs/training.md)."""
     warmup: float = 0.05
@@ -205,12 +216,18 @@ class TrainConfig:
             _check_seed(seed=seed)
         for k in self.ks:
             _at_least(1, ks=k)
-        if not self.layers:
+        if not self.layers and not self.multi_layer:
             raise InputError("--layers names no layer; give block numbers counted from zero, e.g. --layers 1 3")
-        if min(self.layers) < 0:
+        if self.layers and min(self.layers) < 0:
             raise InputError(f"layer {min(self.layers)} is out of range: blocks are counted from zero")
         if not self.sites:
             raise InputError("--sites names none; leave it out for the residual stream")
+        if self.multi_layer and self.sites != ("residual",):
+            raise InputError("--multi-layer reads the residual stream; leave out --sites, or --multi-layer")
+        if self.single_layers and not self.multi_layer:
+            raise InputError(
+                "--single-layers goes with --multi-layer; name the layers by --layers, or add --multi-layer"
+            )
         for name in ("layers", "sites", "seeds", "ks"):
             found = getattr(self, name)
             if len(set(found)) < len(found):
@@ -244,7 +261,9 @@ class CacheConfig:
     """Folder or hub id (owner/name[/sub/folder]) of a dictionary trained elsewhere, in a format of docs/formats.md; by
     default every dictionary trained in the run."""
     hookpoint: str | None = None
-    """Where a dictionary trained elsewhere reads, e.g. layers.3; by default what its config says."""
+    """Where a dictionary trained elsewhere reads: layers.3, layers.0-2-3 or all; by default what its config says."""
+    per_layer: bool = False
+    """Of a dictionary of several layers, also write a cache of each layer by itself, as <dictionary>.at<layer>."""
     name: str | None = None
     """Name that a dictionary trained elsewhere gets in this run; by default that of its folder."""
     repeat: bool = False

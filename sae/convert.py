@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.hookpoint is not None:
         hookpoint = Hookpoint.parse(args.hookpoint)
         facts |= {"hookpoint": str(hookpoint), "layer": hookpoint.layer}
+        facts.pop("layers", None)
+        if foreign.maps is not None:
+            raise InputError("--hookpoint does not go with a dictionary that has a map for each layer; leave it out")
     with _replacing(args.out, args.overwrite, foreign.folder) as folder:
         _save(folder, args.to, foreign, facts)
     shape = foreign.model.architecture
@@ -55,9 +58,11 @@ def _save(folder: Path, library: str, foreign: Foreign, facts: dict[str, object]
     if save is None:
         shape = foreign.model.architecture.as_dict()
         others = {name: value for name, value in facts.items() if name not in shape}
-        save_dictionary(folder, foreign.model, others, foreign.means)
+        save_dictionary(folder, foreign.model, others, foreign.means, foreign.maps)
     elif foreign.means is not None:
         raise InputError(f"{library}'s format has no token means to take off the inputs (--skip-embed); use --to own")
+    elif foreign.maps is not None:
+        raise InputError(f"{library}'s format has no map for each layer (--normalise layer-scale); use --to own")
     else:
         save(folder, foreign.model, facts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +12,9 @@ from sae.errors import InputError
 Site = Literal["residual", "mlp", "attention", "mlp.in"]
 SITES: tuple[Site, ...] = get_args(Site)
 FORMS = "layers.N, layers.N.mlp, layers.N.attention or layers.N.mlp.in"
+SEVERAL = "layers.0-2-3 or all"
+"""How several residual streams are named."""
+_SEVERAL = re.compile(r"layers\.((?:0|[1-9][0-9]*)(?:-(?:0|[1-9][0-9]*))+)")
 _NAME = re.compile(r"layers\.(0|[1-9][0-9]*)(?:\.(mlp|attention|mlp\.in))?")
 
 
@@ -43,6 +47,28 @@ class Hookpoint:
         """
         found = _NAME.fullmatch(name)
         if found is None:
-            raise InputError(f"hookpoint {name!r} is unknown; pass {FORMS}, with blocks counted from zero")
+            raise InputError(f"hookpoint {name!r} is unknown; pass {FORMS} ({SEVERAL}), with blocks counted from zero")
         site: Site = next((s for s in SITES if s == found[2]), "residual")
         return cls(int(found[1]), site)
+
+
+def residual_streams(layers: Iterable[int]) -> tuple[Hookpoint, ...]:
+    """The residual stream after each of these blocks, ascending."""
+    return tuple(Hookpoint(layer) for layer in sorted(layers))
+
+
+def parse_places(name: str, n_blocks: int) -> tuple[Hookpoint, ...]:
+    """The hookpoints that a name stands for: one, `layers.0-2-3`, or `all` blocks of a subject with so many.
+
+    Raises:
+        InputError: it names none, or a block twice.
+    """
+    if name == "all":
+        return residual_streams(range(n_blocks))
+    several = _SEVERAL.fullmatch(name)
+    if several is None:
+        return (Hookpoint.parse(name),)
+    layers = [int(number) for number in several[1].split("-")]
+    if len(set(layers)) < len(layers):
+        raise InputError(f"hookpoint {name!r} names a block twice; name each once")
+    return residual_streams(layers)

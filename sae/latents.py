@@ -13,6 +13,7 @@ Layout of a cache folder (`docs/artifacts.md` has an example of each):
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ Split = Literal["explain", "score"]
 SPLITS: tuple[Split, ...] = ("explain", "score")
 DTYPES = {"U8": np.uint8, "U32": np.uint32, "I32": np.int32, "I64": np.int64, "F16": np.float16, "F32": np.float32}
 TOKEN_ARRAYS = ("token_ids", "context_offsets", "context_document", "context_start", "context_split")
+ENTRIES = "entries.safetensors"
+COLUMNS = {"token_index": "U32", "activation": "F16"}
+"""What is known of an entry, beside its latent; wide types first."""
 MERGE_ENTRIES = 4_000_000
 MAX_ACTIVATION = float(np.finfo(np.float16).max)
 
@@ -63,7 +67,7 @@ class LatentCache:
         mend = f"make it with python -m sae.cache --run {folder.parent.parent} ..."
         manifest = read_manifest(folder, "latents", mend)
         try:
-            tokens, entries = map_tensors(folder / "tokens.safetensors"), map_tensors(folder / "entries.safetensors")
+            tokens, entries = map_tensors(folder / "tokens.safetensors"), map_tensors(folder / ENTRIES)
             cache = cls(folder, manifest, **{name: tokens[name] for name in TOKEN_ARRAYS}, **entries)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder} is damaged ({error}); remove it and {mend}") from None
@@ -175,6 +179,12 @@ def save_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
         view[...] = arrays[name]
 
 
+def in_half(activation: Array) -> Array:
+    """Activations as a cache holds them, float16."""
+    half: Array = np.minimum(activation, MAX_ACTIVATION).astype(np.float16)
+    return half
+
+
 class TextWriter:
     """The cached contexts, numbered as they come. Tokens go to a scratch file; memory grows with the contexts alone."""
 
@@ -230,50 +240,59 @@ class EntryWriter:
 
     Triples are spilled to raw files as they come; the merge walks them in pieces of fixed size, so memory does not grow
     with the number of tokens.
+
+    Args:
+        folder: of the cache.
+        n_latents: of the dictionary.
+        name: the file that is written.
+        columns: what is known of an entry, with its dtype (a key of `DTYPES`); wide types first.
     """
 
-    def __init__(self, folder: Path, n_latents: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, n_latents: int, name: str = ENTRIES, columns: Mapping[str, str] = COLUMNS) -> None:
+        self.path = folder / name
         self.counts = np.zeros(n_latents, np.int64)
-        self._paths = {name: folder / f".spill.{name}" for name in ("latent", "token", "activation")}
-        self._streams = {name: path.open("wb") for name, path in self._paths.items()}
+        self._columns = {"latent": "U32", **columns}
+        self._paths = {column: folder / f".spill.{name}.{column}" for column in self._columns}
+        self._streams = {column: path.open("wb") for column, path in self._paths.items()}
 
-    def add(self, token_index: Array, latent: Array, activation: Array) -> None:
+    def add(self, token_index: Array, latent: Array, activation: Array, **others: Array) -> None:
         """Add entries, all [n]; token indices must not fall from one call to the next.
 
-        An activation that half precision rounds to zero is no firing and is left out.
+        An activation that half precision rounds to zero is no firing and is left out. `others` are further columns.
         """
-        half = np.minimum(activation, MAX_ACTIVATION).astype(np.float16)
+        half = in_half(activation)
         fires = half > 0
-        latent = latent[fires]
-        self.counts += np.bincount(latent, minlength=len(self.counts))
-        self._streams["token"].write(np.ascontiguousarray(token_index[fires], np.uint32).tobytes())
-        self._streams["latent"].write(np.ascontiguousarray(latent, np.uint32).tobytes())
-        self._streams["activation"].write(half[fires].tobytes())
+        self.counts += np.bincount(latent[fires], minlength=len(self.counts))
+        whole = {"token_index": token_index, "latent": latent, "activation": half, **others}
+        for column, stream in self._streams.items():
+            stream.write(np.ascontiguousarray(whole[column][fires], DTYPES[self._columns[column]]).tobytes())
 
     def finish(self) -> int:
-        """Write `entries.safetensors`, remove the spill files, and return the number of entries."""
+        """Write the file, remove the spill files, and return the number of entries."""
         for stream in self._streams.values():
             stream.close()
         offsets = np.concatenate([[0], np.cumsum(self.counts)])
         total = int(offsets[-1])
-        shapes = {"offsets": ("I64", offsets.shape), "token_index": ("U32", (total,)), "activation": ("F16", (total,))}
-        out = create_tensors(self.folder / "entries.safetensors", cast(dict[str, tuple[str, tuple[int, ...]]], shapes))
+        dtypes = {column: dtype for column, dtype in self._columns.items() if column != "latent"}
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {"offsets": ("I64", offsets.shape)}
+        out = create_tensors(self.path, {**shapes, **{column: (dtype, (total,)) for column, dtype in dtypes.items()}})
         out["offsets"][...] = offsets
         cursor = offsets[:-1].copy()
-        with (
-            self._paths["latent"].open("rb") as latents,
-            self._paths["token"].open("rb") as tokens,
-            self._paths["activation"].open("rb") as activations,
-        ):
+        with contextlib.ExitStack() as stack:
+            spilled = {column: stack.enter_context(path.open("rb")) for column, path in self._paths.items()}
+
+            def piece(column: str) -> Array:
+                kind = np.dtype(DTYPES[self._columns[column]])
+                return np.frombuffer(spilled[column].read(kind.itemsize * MERGE_ENTRIES), kind)
+
             for _ in range(0, total, MERGE_ENTRIES):
-                latent = np.frombuffer(latents.read(4 * MERGE_ENTRIES), np.uint32)
+                latent = piece("latent")
                 order = np.argsort(latent, kind="stable")
                 counts = np.bincount(latent, minlength=len(cursor))
                 first = np.repeat(cursor - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
                 place = first + np.arange(len(latent))
-                out["token_index"][place] = np.frombuffer(tokens.read(4 * MERGE_ENTRIES), np.uint32)[order]
-                out["activation"][place] = np.frombuffer(activations.read(2 * MERGE_ENTRIES), np.float16)[order]
+                for column in dtypes:
+                    out[column][place] = piece(column)[order]
                 cursor += counts
         for path in self._paths.values():
             path.unlink()

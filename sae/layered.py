@@ -11,11 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sae.artifacts import read_manifest
 from sae.errors import InputError
-from sae.latents import Array, map_tensors
+from sae.latents import COLUMNS, Array, EntryWriter, in_half, map_tensors
 
 LAYERED = "layered.safetensors"
+LAYERED_COLUMNS = {**COLUMNS, "layer": "U8"}
+MOST_LAYERS = 256
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,43 @@ class LayeredEntries:
     def n_latents(self) -> int:
         """Latents of the dictionary, dead ones included."""
         return len(self.offsets) - 1
+
+
+class LayeredWriter:
+    """Writes `layered.safetensors` and, with the largest activation over layers, `entries.safetensors`.
+
+    Memory does not grow with the number of tokens.
+
+    Raises:
+        InputError: more layers than a byte can tell apart.
+    """
+
+    def __init__(self, folder: Path, n_latents: int, n_layers: int) -> None:
+        if n_layers > MOST_LAYERS:
+            raise InputError(f"a cache holds at most {MOST_LAYERS} layers, found {n_layers}; name fewer by --hookpoint")
+        self._whole = EntryWriter(folder, n_latents)
+        self._layered = EntryWriter(folder, n_latents, LAYERED, LAYERED_COLUMNS)
+
+    @property
+    def counts(self) -> Array:
+        """On how many tokens each latent fires, at whichever layer, i64 [n_latents]."""
+        return self._whole.counts
+
+    def add(self, token_index: Array, latent: Array, activation: Array, layer: Array) -> None:
+        """Add entries of all layers of some tokens, all [n] in any order; later calls must have later tokens.
+
+        `layer` is a place in the dictionary's layers.
+        """
+        if not len(latent):
+            return
+        order = np.lexsort((layer, latent, token_index))
+        token_index, latent, layer, half = (x[order] for x in (token_index, latent, layer, in_half(activation)))
+        # By token, then by latent: what is the same in both is one firing of the cache.
+        new = np.flatnonzero((np.diff(token_index, prepend=-1) != 0) | (np.diff(latent, prepend=-1) != 0))
+        self._whole.add(token_index[new], latent[new], np.maximum.reduceat(half, new))
+        self._layered.add(token_index, latent, half, layer=layer)
+
+    def finish(self) -> int:
+        """Write both files; returns the number of entries of the second."""
+        self._layered.finish()
+        return self._whole.finish()

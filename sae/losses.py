@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sae.config import SAEConfig
-from sae.distributed import ALONE, Parallel
+from sae.distributed import Parallel
+from sae.goals import Goal, Moment, in_units, squares
 from sae.kernels import EncoderWeights, Transpose, decode, selected_values
 from sae.model import SparseAutoencoder
 from sae.sparsity import select_batch_topk, select_topk
@@ -25,18 +25,6 @@ SPARSITY = {"jumprelu": 3e-3, "relu": 0.2, "gated": 0.4}
 """Coefficients of the sparsity penalties by default."""
 BANDWIDTH = 0.5
 """Width of the kernel that estimates the gradient of a jump, where a pre-activation is about 1."""
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where the training stands."""
-
-    dead: Tensor | None = None
-    """Indices int64 [n_dead] of latents that have not fired for long; None when there is none."""
-    penalty: float = 1.0
-    """Share of the sparsity penalty that counts now."""
-    parallel: Parallel = ALONE
-    """Where the rest of the batch is: sums over its tokens go through `parallel.total`."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +43,12 @@ class Pass:
     """batch_topk: the smallest value that was kept."""
 
 
-def variation(x: Tensor, parallel: Parallel = ALONE) -> Tensor:
-    """Sum of squared distances from the batch mean, of x [token, width] and what the other processes have of it."""
-    mean = parallel.total(x.sum(0)) / parallel.count(len(x))
-    return parallel.total((x - mean).square().sum()).clamp_min(1e-12)
-
-
 def topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """FVU of a TopK autoencoder plus the AuxK loss: equations 2 and 4, A.2 of Gao et al., arXiv 2406.04093."""
-    inputs, target = in_units(model, x, target)
+    with torch.no_grad():
+        inputs, goal = in_units(model, x, target, moment)
     selected = select_topk(inputs, model.w_enc, model.b_enc, model.k or 1)
-    loss, fvu = _selected_loss(model, inputs, selected, target, sae, moment)
+    loss, fvu = _selected_loss(model, inputs, selected, goal, sae)
     return Pass(loss, fvu, fired(model, *selected), l0(selected[0]))
 
 
@@ -74,9 +57,10 @@ def batch_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SA
 
     The threshold of inference is the mean over batches of the smallest positive value kept, `cut`.
     """
-    inputs, target = in_units(model, x, target)
+    with torch.no_grad():
+        inputs, goal = in_units(model, x, target, moment)
     values, indices = _batch_topk(model, inputs, moment.parallel)
-    loss, fvu = _selected_loss(model, inputs, (values, indices), target, sae, moment)
+    loss, fvu = _selected_loss(model, inputs, (values, indices), goal, sae)
     cut = moment.parallel.least(torch.where(values > 0, values, torch.inf).min())
     return Pass(loss, fvu, fired(model, values, indices), l0(values), cut)
 
@@ -96,16 +80,16 @@ def _selected_loss(
     model: SparseAutoencoder,
     inputs: Tensor,
     selected: tuple[Tensor, Tensor],
-    target: Tensor,
+    goal: Goal,
     sae: SAEConfig,
-    moment: Moment,
 ) -> tuple[Tensor, Tensor]:
     """Loss and FVU of selected latents (values and indices, [token, width] each).
 
     With groups M, each prefix of the latents reconstructs by itself, and the mean of the errors is minimised,
-    1/|M| sum_m ||x - f_{0:m} W_{0:m} - b_dec||^2: Bussmann et al., arXiv 2503.17547, who take the sum.
+    1/|M| sum_m ||x - f_{0:m} W_{0:m} - b_dec||^2: Bussmann et al., arXiv 2503.17547, who take the sum. Of several
+    layers, the mean of their FVUs (Lawson et al., arXiv 2409.04185).
     """
-    indices = selected[1]
+    indices, moment = selected[1], goal.moment
     transpose = Transpose.of(indices, model.n_latents)
     values = selected_values(*selected, inputs, _encoder(model), transpose)
     errors: list[Tensor] = []
@@ -114,19 +98,13 @@ def _selected_loss(
         # A prefix adds to the reconstruction of the one before it what its new latents decode to.
         own = values if stop - start == model.n_latents else values * ((indices >= start) & (indices < stop))
         reconstruction, start = decode(own, indices, model.w_dec, transpose) + reconstruction, stop
-        errors.append(moment.parallel.total(functional.mse_loss(reconstruction, target, reduction="sum")))
-    whole = variation(target, moment.parallel)
-    loss, fvu = torch.stack(errors).mean() / whole, errors[-1].detach() / whole
+        errors.append(goal.error(reconstruction))
+    whole = goal.variation
+    loss, fvu = (torch.stack(errors).mean(0) / whole).mean(), (errors[-1].detach() / whole).mean()
     if moment.dead is not None and sae.auxk:
-        error = (target - reconstruction).detach()
-        loss = loss + sae.auxk * _auxk_loss(model, inputs, error, moment.dead, moment.parallel)
+        error = (goal.target - goal.reconstruction(reconstruction)).detach()
+        loss = loss + sae.auxk * _auxk_loss(model, inputs, error, moment.dead, goal)
     return loss, fvu
-
-
-@torch.no_grad()
-def in_units(model: SparseAutoencoder, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """What the encoder's product sees, and the target, in the autoencoder's own units."""
-    return model.inputs(x), target * model.scale_out
 
 
 def _encoder(model: SparseAutoencoder) -> EncoderWeights:
@@ -134,7 +112,7 @@ def _encoder(model: SparseAutoencoder) -> EncoderWeights:
     return EncoderWeights(model.w_enc, model.b_enc, model.b_dec if model.architecture.subtract_b_dec else None)
 
 
-def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, parallel: Parallel) -> Tensor:
+def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, goal: Goal) -> Tensor:
     """How much of the error the best dead latents leave, relative to the error; A.2 of arXiv 2406.04093."""
     # Half the width: what the paper found to work at every size.
     k = min(len(dead), max(1, model.d_in // 2))
@@ -142,8 +120,8 @@ def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Te
     indices = dead[places]
     transpose = Transpose.of(indices, model.n_latents)
     values = selected_values(values, indices, inputs, _encoder(model), transpose)
-    guess = decode(values, indices, model.w_dec, transpose)
-    return parallel.total((error - guess).square().sum()) / parallel.total(error.square().sum()).clamp_min(1e-12)
+    guess = goal.explained(decode(values, indices, model.w_dec, transpose))
+    return (squares(error - guess, goal.moment) / squares(error, goal.moment).clamp_min(1e-12)).mean()
 
 
 def fired(model: SparseAutoencoder, values: Tensor, indices: Tensor) -> Tensor:
@@ -163,8 +141,9 @@ def relu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfi
     Decoder directions have norm 1, so the norm need not be weighted by theirs, as Conerly et al. (2024) do to let
     them grow: the two losses are the same here.
     """
-    active = model.pre_activations(model.inputs(x)).relu()
-    fvu = _dense_fvu(model, active, target, moment.parallel)
+    inputs, goal = in_units(model, x, target, moment)
+    active = model.pre_activations(inputs).relu()
+    fvu = _dense_fvu(model, active, goal)
     penalty = moment.parallel.total(active.sum()) / moment.parallel.count(len(x)) / model.d_in**0.5
     return Pass(fvu + _coefficient(model, sae, moment) * penalty, fvu.detach(), (active > 0).any(0), l0(active))
 
@@ -175,12 +154,12 @@ def gated_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConf
     Rajamanoharan et al., arXiv 2404.16014: the penalty shrinks the gate, which decides only whether a latent is
     active, and not the magnitude. The third part, through a decoder that gets no gradient of it, teaches the gate.
     """
-    inputs = model.inputs(x)
+    inputs, goal = in_units(model, x, target, moment)
     gate = model.pre_activations(inputs)
     opened = gate.relu()
     magnitude = model.magnitudes(inputs).relu() * (gate > 0)
-    fvu = _dense_fvu(model, magnitude, target, moment.parallel)
-    own = _dense_fvu(model, opened, target, moment.parallel, frozen=True)
+    fvu = _dense_fvu(model, magnitude, goal)
+    own = _dense_fvu(model, opened, goal, frozen=True)
     penalty = moment.parallel.total(opened.sum()) / moment.parallel.count(len(x)) / model.d_in**0.5
     loss = fvu + _coefficient(model, sae, moment) * penalty + own
     return Pass(loss, fvu.detach(), (magnitude > 0).any(0), l0(magnitude))
@@ -191,24 +170,25 @@ def jumprelu_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEC
 
     Thresholds learn from both parts through straight-through estimates of the gradient of a jump.
     """
-    pre = model.pre_activations(model.inputs(x))
-    active, count = jump(pre, model.threshold, BANDWIDTH)
-    fvu = _dense_fvu(model, active, target, moment.parallel)
+    inputs, goal = in_units(model, x, target, moment)
+    active, count = jump(model.pre_activations(inputs), model.threshold, BANDWIDTH)
+    fvu = _dense_fvu(model, active, goal)
     penalty = moment.parallel.total(count) / moment.parallel.count(len(x))
     loss = fvu + _coefficient(model, sae, moment) * penalty
     return Pass(loss, fvu.detach(), (active > 0).any(0), l0(active))
 
 
-def _dense_fvu(
-    model: SparseAutoencoder, active: Tensor, target: Tensor, parallel: Parallel, frozen: bool = False
-) -> Tensor:
+def _dense_fvu(model: SparseAutoencoder, active: Tensor, goal: Goal, frozen: bool = False) -> Tensor:
     """FVU of latents [token, n_latents]: half of them are active at first, so no rectangle would be small.
 
     Frozen, the decoder gets no gradient of it.
     """
     w_dec, b_dec = (model.w_dec.detach(), model.b_dec.detach()) if frozen else (model.w_dec, model.b_dec)
-    target = target * model.scale_out
-    return parallel.total((target - active @ w_dec - b_dec).square().sum()) / variation(target, parallel)
+    if goal.units is None:
+        left = goal.target - active @ w_dec - b_dec
+    else:
+        left = goal.target - goal.reconstruction(active @ w_dec + b_dec)
+    return (squares(left, goal.moment) / goal.variation).mean()
 
 
 def _coefficient(model: SparseAutoencoder, sae: SAEConfig, moment: Moment) -> float:

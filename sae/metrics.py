@@ -113,6 +113,11 @@ class LatentCounter:
         self._l1 += float(values.sum(dtype=torch.float64))
         self._n += len(values)
 
+    def merge(self, other: LatentCounter) -> None:
+        """Add what another counter of the same latents has seen."""
+        self._counts += other._counts
+        self._l1, self._n = self._l1 + other._l1, self._n + other._n
+
     def result(self) -> LatentMetrics:
         """The metrics."""
         n, n_latents = max(self._n, 1), len(self._counts)

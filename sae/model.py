@@ -33,7 +33,7 @@ class SAEOutput:
 
 
 @dataclass(frozen=True)
-class _Units:
+class Units:
     """How a reconstruction gets back into the units of the inputs: times `factor`, plus `shift`."""
 
     factor: Tensor
@@ -117,7 +117,9 @@ class SparseAutoencoder(nn.Module):
         target = sample if target is None else target
         for scale, x in ((self.scale, sample), (self.scale_out, target)):
             scale.copy_((x.shape[1] / x.square().sum(-1).mean().clamp_min(1e-12)).sqrt())
-        self.b_dec.copy_(target.mean(0) * self.scale_out)
+        self.b_dec.zero_()
+        own = self.architecture.normalise != "none"
+        self.b_dec.copy_(self.inputs(sample).mean(0) if own else target.mean(0) * self.scale_out)
         self.b_enc.zero_()
         self.w_dec.copy_(torch.randn(self.w_dec.shape, generator=generator))
         self.normalise_decoder()
@@ -142,21 +144,22 @@ class SparseAutoencoder(nn.Module):
 
     def inputs(self, x: Tensor) -> Tensor:
         """What the encoder's product sees of x [token, d_in]."""
-        return self._inputs(x)[0]
+        return self.prepared(x)[0]
 
-    def _inputs(self, x: Tensor) -> tuple[Tensor, _Units]:
+    def prepared(self, x: Tensor) -> tuple[Tensor, Units]:
+        """What the encoder's product sees of x [token, d_in], and the way back into the units of x."""
         shape = self.architecture
         x = x * self.scale
-        units = _Units(1 / self.scale_out, 0.0)
+        units = Units(1 / self.scale_out, 0.0)
         if shape.normalise == "standardise":
             mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
             # In the units of the inputs, so that the scale cancels.
             x = (x - mean) / (deviation + STANDARD_DEVIATION_FLOOR * self.scale)
-            units = _Units(deviation / self.scale, mean / self.scale)
+            units = Units(deviation / self.scale, mean / self.scale)
         elif shape.normalise == "constant_norm":
             norm = x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / self.d_in**0.5
             x = x / norm
-            units = _Units(norm / self.scale, 0.0)
+            units = Units(norm / self.scale, 0.0)
         return (x - self.b_dec if shape.subtract_b_dec else x), units
 
     def pre_activations(self, inputs: Tensor) -> Tensor:
@@ -206,7 +209,7 @@ class SparseAutoencoder(nn.Module):
             raise ValueError("this dictionary normalises each vector or has a skip: decode needs the inputs")
         if self.architecture.skip:
             decoded = decoded + functional.linear(x * self.scale, self.w_skip)
-        units = self._inputs(x)[1]
+        units = self.prepared(x)[1]
         return decoded * units.factor + units.shift
 
     def forward(self, x: Tensor) -> SAEOutput:

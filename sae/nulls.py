@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sae.config import Null
-from sae.distributed import ALONE, Parallel
+from sae.goals import Moment, squares, variation
 from sae.hookpoints import Hookpoint
-from sae.losses import Pass, fired, l0, variation
+from sae.kernels import sparse_rows
+from sae.losses import Pass, fired, l0
 from sae.metrics import Moments, ReconstructionCounter
 from sae.model import SparseAutoencoder
 
@@ -70,15 +71,21 @@ def set_directions(model: SparseAutoencoder, null: Null, sample: Tensor, law: Mo
             model.b_dec.copy_(law.mean * model.scale.cpu())
     if null == "random-directions":
         # Directions that overlap overshoot: the encoder gets the one gain that least squares asks for.
-        inputs, guess = model.inputs(sample), model(sample).reconstruction * model.scale - model.b_dec
+        inputs = model.inputs(sample)
+        if model.architecture.normalise == "none":
+            guess = model(sample).reconstruction * model.scale - model.b_dec
+        else:
+            values, indices = model.encode(sample)
+            guess = sparse_rows(indices, values, model.w_dec)
         model.w_enc.mul_((inputs * guess).sum() / guess.square().sum().clamp_min(1e-12))
 
 
 @torch.no_grad()
-def observed(model: SparseAutoencoder, x: Tensor, target: Tensor, parallel: Parallel = ALONE) -> Pass:
+def observed(model: SparseAutoencoder, x: Tensor, target: Tensor, moment: Moment) -> Pass:
     """What a training pass reports, of a dictionary that does not learn."""
     output = model(x)
-    fvu = parallel.total((target - output.reconstruction).square().sum()) / variation(target, parallel)
+    whole = variation(target, moment.parallel, moment.layers)
+    fvu = (squares(target - output.reconstruction, moment) / whole).mean()
     return Pass(fvu, fvu, fired(model, output.values, output.indices), l0(output.values))
 
 

@@ -18,8 +18,9 @@ from sae.architecture import Architecture
 from sae.config import UNTRAINED, Null, SAEConfig
 from sae.distributed import Parallel, answering
 from sae.errors import InputError
+from sae.goals import Moment, in_units, squares
 from sae.kernels import EncoderWeights, Transpose, decode, selected_values
-from sae.losses import Moment, Pass, fired, in_units, l0, variation
+from sae.losses import Pass, fired, l0
 from sae.model import SparseAutoencoder
 from sae.sparsity import select_topk
 
@@ -107,21 +108,26 @@ def winners(values: Tensor, indices: Tensor, k: int, parallel: Parallel) -> tupl
 def sharded_topk_pass(model: SparseAutoencoder, x: Tensor, target: Tensor, sae: SAEConfig, moment: Moment) -> Pass:
     """`topk_pass` of the whole dictionary, for one shard; which latents fired is told of its own."""
     parallel = moment.parallel
-    inputs, target = in_units(model, x, target)
+    with torch.no_grad():
+        inputs, goal = in_units(model, x, target, moment)
     # Each shard finds what its own latents ask of the decoder bias; all of them learn the sum.
     b_dec = parallel.replicated(model.b_dec) if model.architecture.subtract_b_dec else None
     weights = EncoderWeights(model.w_enc, model.b_enc, b_dec)
     best = select_topk(inputs, model.w_enc, model.b_enc, min(sae.k, model.n_latents))
     values, indices = winners(*best, sae.k, parallel)
-    error = target - _decoded(inputs, (values, indices), weights, model.w_dec, parallel) - model.b_dec
-    fvu = parallel.total(error.square().sum()) / variation(target, parallel)
+    decoded = _decoded(inputs, (values, indices), weights, model.w_dec, parallel)
+    error = (
+        goal.target - decoded - model.b_dec
+        if goal.units is None
+        else goal.target - goal.reconstruction(decoded + model.b_dec)
+    )
+    fvu = (squares(error, moment) / goal.variation).mean()
     loss = fvu
     if moment.dead is not None and sae.auxk:
         dead, error = _best_dead(model, inputs, moment.dead, parallel), error.detach()
         if dead:
-            left = error - _decoded(inputs, dead, weights, model.w_dec, parallel)
-            whole = parallel.total(error.square().sum()).clamp_min(1e-12)
-            loss = loss + sae.auxk * parallel.total(left.square().sum()) / whole
+            left = error - goal.explained(_decoded(inputs, dead, weights, model.w_dec, parallel))
+            loss = loss + sae.auxk * (squares(left, moment) / squares(error, moment).clamp_min(1e-12)).mean()
     return Pass(loss, fvu.detach(), fired(model, values, indices), parallel.beside(l0(values)).sum())
 
 

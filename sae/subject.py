@@ -143,6 +143,19 @@ def _control_inputs(subject: Subject, ids: Tensor, documents: Tensor, starts: Te
     return (noise * float(subject.report["embedding_scale"])).to(subject.device, dtype)
 
 
+def block_count(config: SubjectConfig) -> int:
+    """How many blocks a subject has, without loading its weights.
+
+    Raises:
+        InputError: no such model.
+    """
+    source, revision = find_source(config)
+    try:
+        return int(AutoConfig.from_pretrained(source, revision=revision).get_text_config().num_hidden_layers)
+    except (*LOAD_ERRORS, AttributeError) as error:
+        raise cannot_load(config.subject, error) from None
+
+
 def load_subject(config: SubjectConfig) -> Subject:
     """Load a subject and make its variant.
 

@@ -18,7 +18,8 @@ from sae.contexts import prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
 from sae.distributed import Parallel
 from sae.errors import InputError
-from sae.evaluate import Placed, evaluate
+from sae.evaluate import Placed, evaluate_layers
+from sae.hookpoints import Hookpoint
 from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
 from sae.nulls import gaussian_fvu, noise
@@ -29,7 +30,7 @@ from sae.sharding import check_shardable
 from sae.shares import check_same, own_batch
 from sae.snapshots import SnapshotClock, SnapshotStore, environment
 from sae.specs import DictionarySpec, asked
-from sae.subject import Subject, load_subject
+from sae.subject import Subject, block_count, load_subject
 from sae.tracking import tracking
 from sae.trainer import Trainer, rates_at
 from sae.training import Pairs, Plan, Source, TrainingPass, begin, kept_token_means
@@ -41,7 +42,8 @@ Writers = dict[DictionarySpec, ArtifactWriter | None]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train dictionaries on the activations of a subject: layers x sites x ks x seeds in one pass."""
+    """Train dictionaries on the activations of a subject: layers x sites x ks x seeds in one pass, or one dictionary on
+    several layers."""
 
     subject: SubjectConfig
     train: TrainConfig
@@ -100,7 +102,7 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
     claimed = {**identity, **corpus_place(args.corpus, corpus)}
     if parallel.is_main:
         claim_run(args.train.run, claimed)
-    specs = asked(args.train, args.sae)
+    args, specs = _resolved(args)
     settings = corpus_settings(args.corpus)
     configs = {spec: spec.settings(args.train, identity, settings) for spec in specs}
     folders = {spec: dictionary_folder(args.train.run, spec.name) for spec in specs}
@@ -112,7 +114,7 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
     snapshots = SnapshotStore(args.train.run / "sae", tuple(spec.name for spec in specs), requests, {}, parallel)
     if todo:
         subject = load_subject(args.subject)
-        _check_subject(subject, args, parallel)
+        _check_subject(subject, specs, args, parallel)
         with contextlib.ExitStack() as stack:
             writers: Writers = dict.fromkeys(todo)
             for spec in todo if parallel.is_main else ():
@@ -167,26 +169,33 @@ def _train_all(
     written = [writer for writer in writers.values() if writer]
     if not written:
         return
-    results = evaluate(subject, held_out, _placed(plan, training, means))
+    results = evaluate_layers(subject, held_out, _placed(plan, training, means))
     shared, seconds = kept_overlap(corpus), round(progress.seconds, 3)
     for spec, writer, trainer, result in zip(plan.specs, written, trainers, results, strict=True):
         if spec.sae.null == "gaussian":
-            fresh = noise(config.seed, spec.hookpoint, config.n_steps)
-            floor = gaussian_fvu(trainer.model, laws[spec.hookpoint], config.eval_tokens, fresh)
+            (place,) = spec.hookpoints
+            fresh = noise(config.seed, place, config.n_steps)
+            floor = gaussian_fvu(trainer.model, laws[place], config.eval_tokens, fresh)
             result["fvu_gaussian"] = floor
-        save_dictionary(writer.partial, trainer.model, spec.facts(), means[plan.places.index(spec.hookpoint)])
+        own_means = means[plan.places.index(spec.hookpoints[0])]
+        save_dictionary(writer.partial, trainer.model, spec.facts(), own_means, trainer.maps)
         _save_metrics(writer, trainer, result)
         counts = {"tokens": trainer.tokens, "n_latents": trainer.model.n_latents, "variant": subject.report}
         counts |= {"processes": parallel.world, "latent_shards": parallel.shards} if parallel.world > 1 else {}
         writer.finish({**counts, "overlap": shared}, {"training_seconds": seconds})
 
 
-def _placed(plan: Plan, training: TrainingPass, means: Sequence[TokenMean | None]) -> list[Placed]:
-    found = []
-    for spec, trainer in zip(plan.specs, training.trainers.values(), strict=True):
-        place = plan.places.index(spec.target)
-        found.append(Placed(trainer.model, spec.hookpoint, spec.target, training.fitters[place], means[place]))
-    return found
+def _placed(plan: Plan, training: TrainingPass, means: Sequence[TokenMean | None]) -> list[list[Placed]]:
+    """Each dictionary at each of its layers."""
+
+    def at(trainer: Trainer, source: Hookpoint, target: Hookpoint) -> Placed:
+        place = plan.places.index(target)
+        return Placed(trainer.model, source, target, training.fitters[place], means[place], trainer.maps)
+
+    return [
+        [at(trainer, source, target) for source, target in zip(spec.hookpoints, spec.targets, strict=True)]
+        for spec, trainer in zip(plan.specs, training.trainers.values(), strict=True)
+    ]
 
 
 @contextlib.contextmanager
@@ -221,9 +230,19 @@ def _save_metrics(writer: ArtifactWriter, trainer: Trainer, result: dict[str, An
     write_json(writer.partial / "metrics.json", metrics)
 
 
-def _check_subject(subject: Subject, args: Arguments, parallel: Parallel) -> None:
-    for spec in asked(args.train, args.sae):
-        shape = spec.architecture(subject.width(spec.hookpoint), subject.width(spec.target))
+def _resolved(args: Arguments) -> tuple[Arguments, list[DictionarySpec]]:
+    """The arguments with all layers named, and the dictionaries that they ask for."""
+    if not args.train.multi_layer:
+        return args, asked(args.train, args.sae)
+    n_blocks = block_count(args.subject)
+    args = replace(args, train=replace(args.train, layers=args.train.layers or tuple(range(n_blocks))))
+    return args, asked(args.train, args.sae, n_blocks)
+
+
+def _check_subject(subject: Subject, specs: Sequence[DictionarySpec], args: Arguments, parallel: Parallel) -> None:
+    for spec in specs:
+        for source, target in zip(spec.hookpoints, spec.targets, strict=True):
+            shape = spec.architecture(subject.width(source), subject.width(target))
         check_shardable(shape, spec.sae.null, parallel.shards)
     subject.check_context(args.corpus.context_length)
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from sae.architecture import Architecture
 from sae.config import UNTRAINED, OptimiserState, SAEConfig, TrainConfig
 from sae.distributed import ALONE, Parallel
-from sae.losses import PASSES, Moment, Pass
+from sae.goals import Moment
+from sae.layer_maps import LayerMaps
+from sae.losses import PASSES, Pass
 from sae.model import SparseAutoencoder
 from sae.nulls import hold, keep_near, observed
 from sae.optimiser import adam
@@ -55,6 +57,17 @@ class OptimiserOptions:
     """Largest global norm of the gradient."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a dictionary's vectors come from."""
+
+    parallel: Parallel = ALONE
+    layers: int = 1
+    """A batch is that of so many layers, one after the other."""
+    maps: LayerMaps | None = None
+    """What is done to each layer's vectors first."""
+
+
 def _groups(model: SparseAutoencoder) -> list[dict[str, Any]]:
     """The parameters with the speed at which each learns.
 
@@ -77,7 +90,7 @@ class Trainer:
         peak: peak learning rate.
         window: tokens without firing after which a latent is dead.
         options: of the optimiser.
-        parallel: where the rest of the batch, and of the latents, is.
+        place: of how many layers a batch is, what is done to them, and where the rest of it and of the latents is.
     """
 
     def __init__(
@@ -87,13 +100,13 @@ class Trainer:
         peak: float,
         window: float,
         options: OptimiserOptions = OptimiserOptions(),
-        parallel: Parallel = ALONE,
+        place: Place = Place(),
     ) -> None:
         self.model = model
         self.sae = sae
         self.peak = peak
         self.window = window
-        self.parallel = parallel
+        self.parallel, self.layers, self.maps = place.parallel, place.layers, place.maps
         self.clip = options.clip
         self.optimiser = adam(_groups(model), peak, options.state)
         self.last_fired = torch.zeros(model.n_latents, dtype=torch.int64, device=model.w_enc.device)
@@ -102,16 +115,22 @@ class Trainer:
         self.anchors = hold(model, sae.null)
 
     def step(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
-        """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the pass before it."""
+        """One optimiser step on x [token, d_in] towards target [token, d_out]; returns the pass before it.
+
+        Of several layers these are the vectors of the first, then of the second, of the same tokens.
+        """
+        n_tokens = self.parallel.count(len(x)) // self.layers
+        if self.maps is not None:
+            x = target = mapped(self.maps, x)
+        moment = Moment(self._dead(), rates.penalty, self.parallel, self.layers)
         untrained = self.sae.null in UNTRAINED
-        result = observed(self.model, x, target, self.parallel) if untrained else self._learn(x, target, rates)
-        self.tokens += self.parallel.count(len(x))
+        result = observed(self.model, x, target, moment) if untrained else self._learn(x, target, rates, moment)
+        self.tokens += n_tokens
         self.last_fired.masked_fill_(result.fired, self.tokens)
         self.parallel.keep_latest(self.last_fired)
         return result
 
-    def _learn(self, x: Tensor, target: Tensor, rates: Rates) -> Pass:
-        moment = Moment(self._dead(), rates.penalty, self.parallel)
+    def _learn(self, x: Tensor, target: Tensor, rates: Rates, moment: Moment) -> Pass:
         passes = PASSES if self.parallel.shards == 1 else SHARDED_PASSES
         result = passes[self.sae.architecture](self.model, x, target, self.sae, moment)
         self.optimiser.zero_grad(set_to_none=True)
@@ -158,7 +177,8 @@ class Trainer:
         state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for place, held in self.optimiser.state_dict()["state"].items():
             state |= {f"optimiser.{place}.{name}": tensor for name, tensor in held.items()}
-        return {**state, "last_fired": self.last_fired, "tokens": torch.tensor(self.tokens)}
+        maps = {f"maps.{name}": tensor for name, tensor in (self.maps.tensors if self.maps else {}).items()}
+        return {**state, **maps, "last_fired": self.last_fired, "tokens": torch.tensor(self.tokens)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` gave."""
@@ -168,8 +188,16 @@ class Trainer:
             place, _, part = name.partition(".")
             held.setdefault(int(place), {})[part] = tensor
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": held})
+        if self.maps is not None:
+            # Taken from the first batch of all, which a training that goes on does not see.
+            self.maps = LayerMaps(self.maps.layers, **_below(state, "maps."))
         self.last_fired.copy_(state["last_fired"])
         self.tokens = int(state["tokens"])
+
+
+def mapped(maps: LayerMaps, x: Tensor) -> Tensor:
+    """Vectors of all layers of some maps, one layer after the other, [token, d], as the dictionary sees them."""
+    return torch.cat([maps.apply(part, place) for place, part in enumerate(x.chunk(len(maps.layers)))])
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

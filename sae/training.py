@@ -18,6 +18,7 @@ from sae.config import TrainConfig
 from sae.contexts import ContextStore
 from sae.distributed import ALONE, Parallel
 from sae.hookpoints import Hookpoint
+from sae.layer_maps import layer_scales
 from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
 from sae.nulls import set_directions, twins
@@ -28,7 +29,7 @@ from sae.shuffling import ShuffleBuffer
 from sae.snapshots import Part, Snapshot, SnapshotStore
 from sae.specs import DictionarySpec
 from sae.subject import Subject
-from sae.trainer import OptimiserOptions, Trainer, learning_rate
+from sae.trainer import OptimiserOptions, Place, Trainer, learning_rate, mapped
 
 log = logging.getLogger(__name__)
 Pairs = list[tuple[Tensor, Tensor]]
@@ -45,13 +46,17 @@ class Plan:
     @classmethod
     def of(cls, specs: Sequence[DictionarySpec]) -> Plan:
         """Every hookpoint that a dictionary reads or reconstructs, once."""
-        places = dict.fromkeys(place for spec in specs for place in (spec.hookpoint, spec.target))
+        places = dict.fromkeys(place for spec in specs for place in (*spec.hookpoints, *spec.targets))
         return cls(tuple(specs), tuple(places))
 
     def pairs(self, vectors: Sequence[Tensor]) -> Pairs:
-        """Inputs and targets of each dictionary, of vectors in the order of the places."""
+        """Inputs and targets of each dictionary, of vectors in the order of the places; layer after layer."""
         of = dict(zip(self.places, vectors, strict=True))
-        return [(of[spec.hookpoint], of[spec.target]) for spec in self.specs]
+        joined: dict[tuple[Hookpoint, ...], Tensor] = {}
+        for places in (places for spec in self.specs for places in (spec.hookpoints, spec.targets)):
+            if places not in joined:
+                joined[places] = of[places[0]] if len(places) == 1 else torch.cat([of[place] for place in places])
+        return [(joined[spec.hookpoints], joined[spec.targets]) for spec in self.specs]
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ def begin(
     batches = (plan.pairs([source.parallel.batch(x) for x in rows]) for rows in mixed)
     first = next(batches)
     trainers = {
-        s.name: _trainer(source, s, pair, laws.get(s.hookpoint)) for s, pair in zip(plan.specs, first, strict=True)
+        s.name: _trainer(source, s, pair, laws.get(s.hookpoints[0])) for s, pair in zip(plan.specs, first, strict=True)
     }
     if snapshot:
         for name, trainer in trainers.items():
@@ -216,7 +221,11 @@ def _restore_stream(
 
 def _trainer(source: Source, spec: DictionarySpec, pair: tuple[Tensor, Tensor], law: Moments | None) -> Trainer:
     config, device, parallel = source.config, source.subject.device, source.parallel
-    x, target = parallel.sample(pair[0]), parallel.sample(pair[1])
+    samples = [[parallel.sample(part) for part in whole.chunk(len(spec.layers))] for whole in pair]
+    maps = layer_scales(spec.layers, samples[0]) if spec.sae.normalise == "layer-scale" else None
+    x, target = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in samples)
+    if maps is not None:
+        x = target = mapped(maps, x)
     model = SparseAutoencoder(spec.architecture(x.shape[1], target.shape[1]))
     if parallel.shards == 1:
         model.to(device)
@@ -224,10 +233,11 @@ def _trainer(source: Source, spec: DictionarySpec, pair: tuple[Tensor, Tensor], 
         # Whole, a dictionary whose latents are spread may be too large for the device.
         x, target = x.cpu(), target.cpu()
     # One generator per dictionary: which others are trained beside it must not change it.
-    model.initialise(x, torch.Generator().manual_seed(spec.seed * 1000 + spec.layer), target)
+    model.initialise(x, torch.Generator().manual_seed(spec.draw), target)
     model.initialise_thresholds(x, spec.sae.k)
     set_directions(model, spec.sae.null, x, law)
     parallel.copy_main(model.state_dict().values())
     options = OptimiserOptions(config.optimiser_state, config.clip)
     peak, window = learning_rate(config, model.n_latents), config.dead_after * config.tokens
-    return Trainer(part_of(model, parallel).to(device), spec.sae, peak, window, options, parallel)
+    place = Place(parallel, len(spec.layers), maps)
+    return Trainer(part_of(model, parallel).to(device), spec.sae, peak, window, options, place)

@@ -27,7 +27,7 @@ from sae.model import SparseAutoencoder
 from sae.processes import joined
 from sae.sharding import part_of, winners
 from sae.snapshots import SnapshotStore
-from sae.trainer import OptimiserOptions, Rates, Trainer
+from sae.trainer import OptimiserOptions, Place, Rates, Trainer
 from tests.several import LIMIT, several
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,7 +70,7 @@ def _trained(parallel: Parallel, case: _Case) -> tuple[list[float], list[float],
     model.initialise(batches[0], torch.Generator().manual_seed(1))
     model.initialise_thresholds(batches[0], sae.k)
     options = OptimiserOptions(clip=case.clip)
-    trainer = Trainer(part_of(model, parallel), sae, 3e-3, 192, options, parallel)
+    trainer = Trainer(part_of(model, parallel), sae, 3e-3, 192, options, Place(parallel))
     fvus, dead = [], []
     for batch in batches:
         x = parallel.batch(batch.chunk(parallel.world)[parallel.rank])

@@ -12,7 +12,8 @@ from torch import Tensor
 from sae.architecture import K_KINDS, KINDS, Architecture, Kind
 from sae.checkpoint import load_dictionary, save_dictionary
 from sae.config import SAEConfig, TrainConfig
-from sae.losses import BANDWIDTH, PASSES, Moment
+from sae.goals import Moment
+from sae.losses import BANDWIDTH, PASSES
 from sae.model import SparseAutoencoder
 from sae.sparsity import batch_topk
 from sae.trainer import Rates, Trainer, rates_at

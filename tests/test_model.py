@@ -7,7 +7,7 @@ import torch
 
 from sae.architecture import K_KINDS, Architecture, Kind
 from sae.config import SAEConfig
-from sae.losses import variation
+from sae.goals import variation
 from sae.model import SparseAutoencoder
 from sae.sparsity import topk
 from sae.trainer import Rates, Trainer

@@ -65,8 +65,8 @@ def test_a_latent_that_has_not_fired_in_the_window_is_dead() -> None:
 
 
 def test_names_say_what_differs_from_the_defaults() -> None:
-    assert DictionarySpec(3, "residual", SAEConfig(), 0).name == "layers.3"
-    assert DictionarySpec(3, "residual", SAEConfig(k=16, expansion=8), 2).name == "layers.3.k16.x8.s2"
+    assert DictionarySpec((3,), "residual", SAEConfig(), 0).name == "layers.3"
+    assert DictionarySpec((3,), "residual", SAEConfig(k=16, expansion=8), 2).name == "layers.3.k16.x8.s2"
 
 
 def test_the_default_learning_rate_falls_with_the_root_of_the_width() -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sae.artifacts import digest, file_digest
-from sae.checkpoint import TOKEN_MEANS, load_dictionary, load_token_means
+from sae.checkpoint import TOKEN_MEANS, hookpoints_of, load_dictionary, load_token_means
 from sae.errors import InputError
 from sae.formats import dictionary_learning, gemma_scope, mlsae, saelens, sparsify
 from sae.formats.hub import find_folder
 from sae.formats.reading import read_archive, read_config, read_safetensors
-from sae.hookpoints import FORMS, Hookpoint
+from sae.hookpoints import FORMS, SEVERAL, Hookpoint, parse_places
+from sae.layer_maps import LAYER_MAPS, LayerMaps, load_layer_maps
 from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
 
@@ -46,7 +47,7 @@ def _named(weights: str, tensors: frozenset[str]) -> Callable[[Path], bool]:
 
 FORMATS: dict[str, Format] = {
     "own": Format(
-        ("weights.safetensors", "config.json", TOKEN_MEANS),
+        ("weights.safetensors", "config.json", TOKEN_MEANS, LAYER_MAPS),
         load_dictionary,
         _named("weights.safetensors", frozenset({"w_enc", "b_enc", "w_dec", "b_dec", "scale"})),
     ),
@@ -95,6 +96,8 @@ class Foreign:
     """Of its files and of what they were read as."""
     means: TokenMean | None
     """What is taken off its inputs."""
+    maps: LayerMaps | None = None
+    """What is done to the vectors of each of its layers first."""
 
 
 def load_foreign(name: str) -> Foreign:
@@ -112,7 +115,8 @@ def load_foreign(name: str) -> Foreign:
     facts = {**model.architecture.as_dict(), "format": library, **facts}
     files = {file: file_digest(folder / file) for file in FORMATS[library].files if (folder / file).is_file()}
     last = folder.resolve().name if Path(name).expanduser().is_dir() else Path(name).name
-    return Foreign(model, facts, last, folder, digest([facts, files]), load_token_means(folder, facts))
+    means, maps = load_token_means(folder, facts), load_layer_maps(folder, facts)
+    return Foreign(model, facts, last, folder, digest([facts, files]), means, maps)
 
 
 def find_hookpoint(foreign: Foreign, asked: str | None) -> Hookpoint:
@@ -125,8 +129,20 @@ def find_hookpoint(foreign: Foreign, asked: str | None) -> Hookpoint:
     if name is None:
         found = foreign.facts.get("source_hook")
         says = f"its files say {str(found)[:200]!r}" if found else "its files say nothing of it"
-        raise InputError(f"the hookpoint of {foreign.folder} is unknown, {says}; pass --hookpoint {FORMS}")
+        raise InputError(f"the hookpoint of {foreign.folder} is unknown, {says}; pass --hookpoint {FORMS} ({SEVERAL})")
     return Hookpoint.parse(str(name))
+
+
+def find_hookpoints(foreign: Foreign, asked: str | None, n_blocks: int) -> tuple[Hookpoint, ...]:
+    """All places where a dictionary reads: what is asked, or what its files say.
+
+    Raises:
+        InputError: what is asked is no hookpoint, or neither says one.
+    """
+    if asked is not None:
+        return parse_places(asked, n_blocks)
+    several = foreign.facts.get("hookpoint") is None and foreign.facts.get("layers")
+    return hookpoints_of(foreign.facts) if several else (find_hookpoint(foreign, None),)
 
 
 def find_format(folder: Path) -> str:
