@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
 from sae.contexts import ContextStore
+from sae.dictionaries import Dictionary
 from sae.evaluate import evaluate_layers
 from sae.hookpoints import residual_streams
 from sae.latents import LatentCache
-from sae.layer_dictionaries import LayerDictionary, living_latents
+from sae.layer_dictionaries import living_latents, placed
 from sae.layer_directions import (
     CosineHistogram,
     NearestTokens,
@@ -110,7 +111,7 @@ class Directions:
     """By `embeddings` and `unembeddings`, as far as their width is that of the dictionary."""
 
 
-def directions_of(dictionary: LayerDictionary, spread: Spread, subject: Subject) -> Directions:
+def directions_of(dictionary: Dictionary, spread: Spread, subject: Subject) -> Directions:
     """Directions of living latents against each other and against tokens."""
     own = dictionary.model.w_dec.detach()[torch.from_numpy(spread.living)]
     layers = spread.sums.layers
@@ -125,7 +126,7 @@ def directions_of(dictionary: LayerDictionary, spread: Spread, subject: Subject)
     )
 
 
-def redundancy_of(run: Path, singles: Sequence[LayerDictionary], seed: int) -> tuple[Redundancy, bool]:
+def redundancy_of(run: Path, singles: Sequence[Dictionary], seed: int) -> tuple[Redundancy, bool]:
     """Copies among single-layer dictionaries, and whether of living latents only: for that all of them need caches."""
     living = [living_latents(run, single) for single in singles]
     known = all(mask is not None for mask in living)
@@ -140,15 +141,15 @@ def losses_of(
     subject: Subject,
     store: ContextStore,
     layers: Sequence[int],
-    dictionaries: Sequence[LayerDictionary],
+    dictionaries: Sequence[Dictionary],
     loss_tokens: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """Metrics of each dictionary at every layer, by its name; empty where it cannot be applied."""
-    groups = [d.placed(layers) for d in dictionaries]
+    groups = [placed(d, layers) for d in dictionaries]
     found = evaluate_layers(subject, store, groups, loss_tokens)
     results = {}
     for dictionary, group, result in zip(dictionaries, groups, found, strict=True):
         rows = result.get("by_layer", [result])
-        at = {placed.source.layer: row for placed, row in zip(group, rows, strict=True)}
+        at = {there.source.layer: row for there, row in zip(group, rows, strict=True)}
         results[dictionary.name] = [at.get(layer, {}) for layer in layers]
     return results

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.dictionaries import Dictionary
 from sae.layer_analysis import Directions, Spread
-from sae.layer_dictionaries import LayerDictionary
+from sae.layer_dictionaries import layers_of
 from sae.layer_directions import ALIKE, Redundancy
 from sae.layer_profiles import layer_distribution
 from sae.layer_similarity import LayerSimilarity
@@ -29,7 +30,7 @@ Results = dict[str, list[dict[str, Any]]]
 """Metrics of each dictionary at every layer, that of the analysis first."""
 
 
-def redundancy_entry(found: Redundancy, living_only: bool, singles: Sequence[LayerDictionary]) -> dict[str, Any]:
+def redundancy_entry(found: Redundancy, living_only: bool, singles: Sequence[Dictionary]) -> dict[str, Any]:
     """It in `summary.json`."""
     return {
         "dictionaries": [single.name for single in singles],
@@ -75,7 +76,7 @@ def write_layers(folder: Path, spread: Spread, similarity: LayerSimilarity, resu
 
 
 def summary_of(
-    dictionary: LayerDictionary, singles: Sequence[LayerDictionary], spread: Spread, directions: Directions
+    dictionary: Dictionary, singles: Sequence[Dictionary], spread: Spread, directions: Directions
 ) -> dict[str, Any]:
     """What `summary.json` says of the latents."""
     return {
@@ -91,7 +92,7 @@ def summary_of(
         "mean_max_cosine": directions.mean_max_cosine,
         "tokens": {name: nearest.mean_of_maxima for name, nearest in directions.tokens.items()},
         "originals": originals(spread.sums, spread.n_tokens, directions.original_mean_max_cosine),
-        "single_layer_dictionaries": {single.name: single.layers[0] for single in singles},
+        "single_layer_dictionaries": {single.name: layers_of(single)[0] for single in singles},
     }
 
 
@@ -101,10 +102,10 @@ def similarity_entry(similarity: LayerSimilarity) -> dict[str, Any]:
     return {name: getattr(similarity, name) for name in names}
 
 
-def fvu_entry(singles: Sequence[LayerDictionary], results: Results, metric: str = "fvu") -> dict[str, Any]:
+def fvu_entry(singles: Sequence[Dictionary], results: Results, metric: str = "fvu") -> dict[str, Any]:
     """A metric at every layer, of the dictionary itself and of the single-layer ones, in `summary.json`."""
     values = {name: [row.get(metric) for row in rows] for name, rows in results.items()}
-    single = {s.name: {"layer": s.layers[0], "at": values[s.name]} for s in singles}
+    single = {s.name: {"layer": layers_of(s)[0], "at": values[s.name]} for s in singles}
     return {"own": next(iter(values.values())), "single": single}
 
 

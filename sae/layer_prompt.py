@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sae.dictionaries import Dictionary
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
-from sae.layer_dictionaries import LayerDictionary
+from sae.layer_dictionaries import added, encoded, layers_of
 from sae.plots import prompt_figure, save_svg
 from sae.splice import Splice, spliced_logits
 from sae.subject import Subject, caught, forward_inputs
@@ -104,14 +105,14 @@ def prompt_view(subject: Subject, text: str, layers: Sequence[int], encoders: Se
 
 
 @torch.no_grad()
-def steering(subject: Subject, text: str, layer: int, added: Callable[[Tensor], Tensor]) -> Steering:
+def steering(subject: Subject, text: str, layer: int, shift: Callable[[Tensor], Tensor]) -> Steering:
     """What the subject says after a prompt when something is added to the stream at its last position.
 
     Args:
         subject: the model.
         text: the prompt.
         layer: the block after which it is added.
-        added: what is added to vectors [token, d], in their units.
+        shift: what is added to vectors [token, d], in their units.
 
     Raises:
         InputError: the prompt is too short or too long, or the subject has no such layer.
@@ -123,7 +124,7 @@ def steering(subject: Subject, text: str, layer: int, added: Callable[[Tensor], 
     last = torch.zeros(ids.shape, dtype=torch.bool)
     last[0, -1] = True
     place = Hookpoint(layer)
-    splice = Splice(place, place, lambda x: x + added(x))
+    splice = Splice(place, place, lambda x: x + shift(x))
     own, steered = (spliced_logits(subject, inputs, last, s)[0, -1].double().cpu().numpy() for s in (None, splice))
     return Steering(own, steered)
 
@@ -139,7 +140,7 @@ class Turned:
 
 
 def show_prompt(
-    subject: Subject, dictionary: LayerDictionary, prompt: str, folder: Path, turned: Turned | None = None
+    subject: Subject, dictionary: Dictionary, prompt: str, folder: Path, turned: Turned | None = None
 ) -> None:
     """Write prompt.svg and prompt.csv, and print the strongest latents and what steering does where it is asked.
 
@@ -149,14 +150,17 @@ def show_prompt(
     if turned is not None and not 0 <= turned.latent < dictionary.model.n_latents:
         found = f"{dictionary.name} has latents 0 to {dictionary.model.n_latents - 1}"
         raise InputError(f"--steer {turned.latent} is out of range: {found}; name one of them")
-    layers = dictionary.layers
-    dictionary.model.to(subject.device)
-    encoders = [partial(dictionary.encode, layer=layer) for layer in layers]
+    layers = layers_of(dictionary)
+    if turned is not None and turned.layer not in layers:
+        found = f"{dictionary.name} reads layers {', '.join(map(str, layers))}"
+        raise InputError(f"--at-layer {turned.layer} is out of range: {found}; name one of them")
+    dictionary = dictionary.to(subject.device)
+    encoders = [partial(encoded, dictionary=dictionary, layer=layer) for layer in layers]
     view = prompt_view(subject, prompt, layers, encoders)
     steered = None
     if turned is not None:
-        added = partial(dictionary.added, layer=turned.layer, latent=turned.latent, amount=turned.factor)
-        steered = steering(subject, prompt, turned.layer, added)
+        more = partial(added, dictionary=dictionary, layer=turned.layer, latent=turned.latent, amount=turned.factor)
+        steered = steering(subject, prompt, turned.layer, more)
     folder.mkdir(parents=True, exist_ok=True)
     save_svg(prompt_figure(view.activations, view.latents.tolist(), view.tokens, layers), folder / "prompt.svg")
     with (folder / "prompt.csv").open("w", encoding="utf-8", newline="") as stream:

@@ -27,6 +27,7 @@ from sae.cli import parse, run_stage
 from sae.config import CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import corpus_place, open_corpus
+from sae.dictionaries import Dictionary, check_fit
 from sae.errors import InputError
 from sae.layer_analysis import (
     Thresholds,
@@ -36,7 +37,7 @@ from sae.layer_analysis import (
     spread_of,
     stream_similarity,
 )
-from sae.layer_dictionaries import LayerDictionary, load_layered, load_singles
+from sae.layer_dictionaries import find_layered, find_singles, layers_of
 from sae.layer_files import (
     fvu_entry,
     redundancy_entry,
@@ -51,7 +52,7 @@ from sae.layer_prompt import Turned, show_prompt
 from sae.layer_summary import defined, summary_table
 from sae.memory import keep_freed_memory
 from sae.runs import claim_run, read_run
-from sae.subject import Subject, load_subject
+from sae.subject import Subject, block_count, load_subject
 from sae.weights import subject_digest, subject_identity
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,11 @@ class LayersConfig:
     run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the run, with the dictionary and its latent cache."""
     dictionary: str | None = None
-    """Name of the multi-layer dictionary; by default the run's only one."""
+    """Name of the multi-layer dictionary, by default the run's only one; or folder or hub id of one from elsewhere."""
+    hookpoint: str | None = None
+    """Where one trained elsewhere reads, as python -m sae.cache was told."""
+    name: str | None = None
+    """Name of one trained elsewhere in this run, as python -m sae.cache was told."""
     thresholds: tuple[int, ...] = COUNTS
     """Tokens on which a latent must fire at a layer to be active there."""
     shares: tuple[float, ...] = SHARES
@@ -114,9 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(LayersConfig, argv, "python -m sae.layers")
     read_run(args.run)
     keep_freed_memory()
-    dictionary = load_layered(args.run, args.dictionary)
-    held = Arguments(CacheConfig(args.run), subject=SubjectConfig("", device=args.device))
-    subject, corpus = resolved(held)
+    subject, corpus = resolved(Arguments(CacheConfig(args.run), subject=SubjectConfig("", device=args.device)))
+    cache = CacheConfig(args.run, dictionary=args.dictionary, hookpoint=args.hookpoint, name=args.name)
+    dictionary = find_layered(cache, block_count(subject) if args.hookpoint == "all" else 0)
     if args.prompt is None:
         _analyse(args, dictionary, subject, corpus)
         return
@@ -127,26 +132,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_prompt(_subject(dictionary, subject), dictionary, args.prompt, folder, turned)
 
 
-def _subject(dictionary: LayerDictionary, config: SubjectConfig) -> Subject:
+def _subject(dictionary: Dictionary, config: SubjectConfig) -> Subject:
     """The subject, with the dictionary where it is."""
     subject = load_subject(config)
-    if dictionary.model.d_in != subject.d_model:
-        raise InputError(
-            f"dictionary {dictionary.name} reads vectors of width {dictionary.model.d_in}, {config.subject} has "
-            f"{subject.d_model}; use the subject it was trained on"
-        )
-    for layer in dictionary.layers:
-        subject.check_layer(layer)
+    check_fit(dictionary, subject)
     return subject
 
 
-def _analyse(
-    args: LayersConfig, dictionary: LayerDictionary, config: SubjectConfig, corpus_config: CorpusConfig
-) -> None:
+def _analyse(args: LayersConfig, dictionary: Dictionary, config: SubjectConfig, corpus_config: CorpusConfig) -> None:
     corpus = open_corpus(corpus_config)
     identity = subject_identity(config)
     claim_run(args.run, {**identity, **corpus_place(corpus_config, corpus)})
-    singles = load_singles(args.run, dictionary)
+    singles = find_singles(args.run, dictionary)
     parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
     parents |= _parents(args.run, dictionary, singles)
     names = ("thresholds", "shares", "bootstrap", "tokens", "loss_tokens", "seed")
@@ -165,7 +162,7 @@ def _analyse(
     print("\n".join(summary_table(summary)))
 
 
-def _parents(run: Path, dictionary: LayerDictionary, singles: Sequence[LayerDictionary]) -> dict[str, str]:
+def _parents(run: Path, dictionary: Dictionary, singles: Sequence[Dictionary]) -> dict[str, str]:
     """Fingerprints of the dictionaries and of their caches.
 
     Raises:
@@ -188,7 +185,7 @@ def _parents(run: Path, dictionary: LayerDictionary, singles: Sequence[LayerDict
 def _write(
     args: LayersConfig,
     writer: ArtifactWriter,
-    dictionaries: tuple[LayerDictionary, list[LayerDictionary]],
+    dictionaries: tuple[Dictionary, list[Dictionary]],
     measured: tuple[Subject, ContextStore],
     about: dict[str, Any],
 ) -> None:
@@ -202,10 +199,9 @@ def _write(
     if singles:
         summary["redundancy"] = redundancy_entry(*redundancy_of(args.run, singles, args.seed), singles)
     log.info("passing %d tokens through %s", store.n_tokens, subject.config.subject)
-    for each in (dictionary, *singles):
-        each.model.to(subject.device)
-    similarity = stream_similarity(subject, store, dictionary.layers)
-    results = losses_of(subject, store, dictionary.layers, [dictionary, *singles], args.loss_tokens)
+    dictionary, singles = dictionary.to(subject.device), [single.to(subject.device) for single in singles]
+    similarity = stream_similarity(subject, store, layers_of(dictionary))
+    results = losses_of(subject, store, layers_of(dictionary), [dictionary, *singles], args.loss_tokens)
     summary |= {"similarity": similarity_entry(similarity), "fvu": fvu_entry(singles, results)}
     summary |= {metric: fvu_entry(singles, results, metric) for metric in ("ce_recovered", "kl") if args.loss_tokens}
     n_parameters = sum(parameter.numel() for parameter in subject.model.parameters())

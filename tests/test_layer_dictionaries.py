@@ -14,9 +14,12 @@ from torch import Tensor
 from sae.architecture import Architecture, Normalise
 from sae.artifacts import dictionary_folder, latents_folder, writing
 from sae.checkpoint import save_dictionary
+from sae.config import CacheConfig
+from sae.dictionaries import Dictionary
 from sae.errors import InputError
+from sae.hookpoints import residual_streams
 from sae.latents import save_tensors
-from sae.layer_dictionaries import LayerDictionary, living_latents, load_layered, load_singles
+from sae.layer_dictionaries import added, encoded, find_layered, find_singles, layers_of, living_latents, placed
 from sae.layer_maps import LayerMaps
 from sae.model import SparseAutoencoder
 
@@ -35,8 +38,8 @@ def _lens(generator: torch.Generator) -> LayerMaps:
     return LayerMaps((1, 4), matrix=matrix, bias=torch.randn(2, D, generator=generator))
 
 
-def _dictionary(model: SparseAutoencoder, maps: LayerMaps | None) -> LayerDictionary:
-    return LayerDictionary("all", (1, 4), model, maps, {}, "")
+def _dictionary(model: SparseAutoencoder, maps: LayerMaps | None) -> Dictionary:
+    return Dictionary("all", residual_streams((1, 4)), model, None, {}, "", maps)
 
 
 @pytest.mark.parametrize("normalise", ["none", "standardise", "constant_norm"])
@@ -46,34 +49,38 @@ def test_more_of_a_latent_adds_what_the_reconstruction_gains(normalise: Normalis
     kinds = {"none": None, "scale": LayerMaps((1, 4), scale=torch.tensor([0.5, 3.0])), "lens": _lens(generator)}
     dictionary = _dictionary(_model(normalise), kinds[maps])
     x = torch.randn(5, D, generator=generator) * 4
-    (placed,) = dictionary.placed([4])
+    (there,) = placed(dictionary, [4])
 
     def reconstruction(more: float) -> Tensor:
-        seen = dictionary.seen(x, 4)
+        seen = x if dictionary.maps is None else dictionary.maps.apply(x, 1)
         values, indices = dictionary.model.encode(seen)
         values = torch.cat([values, torch.full((5, 1), more)], 1)
         indices = torch.cat([indices, torch.full((5, 1), 7)], 1)
         y = dictionary.model.decode(values, indices, seen)
-        return y if dictionary.maps is None else dictionary.maps.invert(y, dictionary.maps.place_of(4))
+        return y if dictionary.maps is None else dictionary.maps.invert(y, 1)
 
     with torch.no_grad():
-        assert torch.allclose(reconstruction(0.0), placed.output(x).reconstruction, atol=1e-5)
+        assert torch.allclose(reconstruction(0.0), there.output(x).reconstruction, atol=1e-5)
         gained = reconstruction(2.5) - reconstruction(0.0)
-        assert torch.allclose(dictionary.added(x, 4, 7, 2.5), gained, atol=1e-4) and gained.abs().max() > 0.01
+        assert torch.allclose(added(x, dictionary, 4, 7, 2.5), gained, atol=1e-4) and gained.abs().max() > 0.01
 
 
 def test_a_dictionary_with_maps_is_placed_only_where_it_has_one() -> None:
     lens = _lens(torch.Generator().manual_seed(0))
-    assert [p.source.layer for p in _dictionary(_model(), lens).placed(range(6))] == [1, 4]
-    assert [p.source.layer for p in _dictionary(_model(), None).placed(range(3))] == [0, 1, 2]
+    assert [p.source.layer for p in placed(_dictionary(_model(), lens), range(6))] == [1, 4]
+    assert [p.source.layer for p in placed(_dictionary(_model(), None), range(3))] == [0, 1, 2]
     with pytest.raises(InputError, match="none for layer 2"):
-        _dictionary(_model(), lens).encode(torch.zeros(1, D), 2)
+        encoded(torch.zeros(1, D), _dictionary(_model(), lens), 2)
 
 
 def _save(run: Path, name: str, facts: dict[str, Any], model: SparseAutoencoder | None = None) -> None:
     with writing(dictionary_folder(run, name), "sae", {}, {}) as writer:
         save_dictionary(writer.partial, model or _model(), {"seed": 0, **facts})
         writer.finish({})
+
+
+def _found(run: Path, name: str | None = None) -> Dictionary:
+    return find_layered(CacheConfig(run, dictionary=name), 6)
 
 
 def _single(layer: int) -> dict[str, Any]:
@@ -90,22 +97,22 @@ def test_the_baselines_are_the_single_layer_dictionaries_of_the_same_settings(tm
     _save(tmp_path, "layers.1.mlp", {"hookpoint": "layers.1.mlp", "layer": 1})
     other = SparseAutoencoder(Architecture("topk", D, 20, k=4))
     _save(tmp_path, "layers.4.k4", _single(4), other)
-    found = load_layered(tmp_path, None)
-    assert found.name == "all" and found.layers == (1, 4)
-    assert [single.name for single in load_singles(tmp_path, found)] == ["layers.1", "layers.4"]
+    found = _found(tmp_path)
+    assert found.name == "all" and layers_of(found) == (1, 4)
+    assert [single.name for single in find_singles(tmp_path, found)] == ["layers.1", "layers.4"]
 
 
 def test_the_dictionary_is_found_or_its_absence_explained(tmp_path: Path) -> None:
     _save(tmp_path, "layers.1", _single(1))
     with pytest.raises(InputError, match=r"no multi-layer dictionary; train one with .* --multi-layer"):
-        load_layered(tmp_path, None)
+        _found(tmp_path)
     for name in ("all", "all.k8"):
         _save(tmp_path, name, {"hookpoint": None, "layer": None, "layers": [1, 4]})
     with pytest.raises(InputError, match=r"several multi-layer dictionaries \(all, all\.k8\); name one"):
-        load_layered(tmp_path, None)
+        _found(tmp_path)
     with pytest.raises(InputError, match=r"'layers\.1', but all, all\.k8; name one"):
-        load_layered(tmp_path, "layers.1")
-    assert load_layered(tmp_path, "all.k8").name == "all.k8"
+        _found(tmp_path, "layers.1")
+    assert _found(tmp_path, "all.k8").name == "all.k8"
 
 
 def test_living_latents_are_those_of_the_cache(tmp_path: Path) -> None:
