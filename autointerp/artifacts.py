@@ -82,7 +82,8 @@ def open_cache(run: Path, dictionary: str) -> LatentCache:
         InputError: it is missing or damaged, or of another dictionary than the run has now under that name.
     """
     cache = LatentCache.open(latents_folder(run, dictionary))
-    own = dictionary_folder(run, dictionary)
+    # The cache of one layer of a dictionary is of the dictionary of all of them.
+    own = dictionary_folder(run, str(cache.manifest.config.get("parent") or dictionary))
     if (own / "manifest.json").exists():
         made = read_manifest(own, "sae", f"remove it and make it again with python -m sae.train --run {run}")
         if cache.manifest.parents.get("dictionary") != made.fingerprint:

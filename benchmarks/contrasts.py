@@ -132,7 +132,9 @@ def contrasts_of(frame: pd.DataFrame, measures: Sequence[Measure] = MEASURES) ->
         if measure.column not in frame:
             continue
         for null in frame["variant"].unique():
-            other = frame[(frame["variant"] == null) & (frame["layer"] >= first_layer(null))]
+            # A dictionary of several layers has none of its own.
+            reached = frame["layer"].isna() | (frame["layer"].fillna(0) >= first_layer(null))
+            other = frame[(frame["variant"] == null) & reached]
             difference, _ = difference_of(trained, other, measure.column)
             if null == TRAINED or difference is None:
                 continue

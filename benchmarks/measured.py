@@ -68,7 +68,8 @@ def _read_run(run: Path) -> list[pd.DataFrame]:
             "variant": variant_label(held),
             "dictionary": hookpoint_label(made, folder.name),
             "family": family_label(made, len(frame)),
-            "layer": made.get("layer"),
+            # Not a number for several layers, so that the column is one of numbers.
+            "layer": float("nan") if made.get("layer") is None else int(made["layer"]),
             "seed": int(made.get("seed") or 0),
             "variant_seed": variant_draw(held),
         }

@@ -81,7 +81,10 @@ def variant_rank(label: str) -> int:
 def hookpoint_label(made: dict[str, Any], name: str) -> str:
     """Where a dictionary reads, what kind it is where it is no trained TopK, and whether without the tokens' means."""
     kind = [made["kind"]] if made.get("kind") else []
-    return " ".join([str(made.get("hookpoint") or name), *kind, *(["skip-embed"] if made.get("skip_embed") else [])])
+    layers = f"layers {', '.join(map(str, made['layers']))}" if made.get("layers") else None
+    return " ".join(
+        [str(made.get("hookpoint") or layers or name), *kind, *(["skip-embed"] if made.get("skip_embed") else [])]
+    )
 
 
 def family_label(made: dict[str, Any], n_latents: int) -> str:
@@ -229,15 +232,19 @@ def _flags(config: dict[str, Any]) -> str:
 
 def _read_dictionary(run: Path, name: str, source: Source) -> Dictionary:
     """The dictionary that a cache is of; one that was trained elsewhere has neither metrics nor settings in the run."""
-    folder, raw, training = dictionary_folder(run, name), {}, None
+    made = source.cache.manifest.config
+    folder, raw, training = dictionary_folder(run, str(made.get("parent") or name)), {}, None
     if (folder / "manifest.json").exists():
         mend = f"remove {folder} and make it again with python -m sae.train --run {run}"
         raw = read_json(folder / "metrics.json", mend)
         if not isinstance(raw, dict):
             raise InputError(f"{folder / 'metrics.json'} is damaged (no names and numbers); {mend}")
         training = read_manifest(folder, "sae", mend).config.get("training")
+    # Of one layer of a dictionary of several, what is known of that layer.
+    layers = raw.get("by_layer") if made.get("parent") else None
+    raw = next((row for row in layers or () if row["hookpoint"] == made["hookpoint"]), raw)
     metrics = {key: float(value) for key, value in raw.items() if isinstance(value, (int, float))}
     shares = token_concentration(source.cache)
     alive = shares[~np.isnan(shares)]
     one_token = float((alive > ONE_TOKEN).mean()) if len(alive) else float("nan")
-    return Dictionary(source.cache.manifest.config, training, metrics, one_token)
+    return Dictionary(made, training, metrics, one_token)

@@ -149,6 +149,8 @@ def kind_of(facts: Mapping[str, Any]) -> str:
     """
     defaults = SAEConfig()
     words = ["multi-layer"] if facts.get("layers") else []
+    # Beside the same latents counted over all layers, those at one are others.
+    words += ["by layer"] if words and facts.get("hookpoint") else []
     architecture = str(facts.get("architecture", defaults.architecture))
     words += [] if architecture == defaults.architecture else [architecture]
     words += ["matryoshka"] if facts.get("groups") else []

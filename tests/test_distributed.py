@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,14 @@ class _Case:
     sae: SAEConfig
     groups: tuple[int, ...] = ()
     clip: float | None = None
+    layers: int = 1
 
 
 SHARDABLE = (
     _Case(SAEConfig(k=3)),
     _Case(SAEConfig(k=3), clip=0.05),
     _Case(SAEConfig(k=3, null="soft-frozen-decoder")),
+    _Case(SAEConfig(k=3, normalise="standardise"), layers=2),
 )
 CASES = (
     *SHARDABLE,
@@ -66,14 +68,17 @@ def _trained(parallel: Parallel, case: _Case) -> tuple[list[float], list[float],
     """FVU and dead latents after each of some steps in this grid, and in the main process the whole dictionary."""
     batches, sae = _batches(), case.sae
     shape = Architecture(sae.architecture, 16, 96, 3 if "topk" in sae.architecture else None, groups=case.groups)
+    shape = replace(shape, normalise="standardise") if sae.normalise else shape
     model = SparseAutoencoder(shape)
     model.initialise(batches[0], torch.Generator().manual_seed(1))
     model.initialise_thresholds(batches[0], sae.k)
     options = OptimiserOptions(clip=case.clip)
-    trainer = Trainer(part_of(model, parallel), sae, 3e-3, 192, options, Place(parallel))
+    trainer = Trainer(part_of(model, parallel), sae, 3e-3, 192 // case.layers, options, Place(parallel, case.layers))
     fvus, dead = [], []
     for batch in batches:
-        x = parallel.batch(batch.chunk(parallel.world)[parallel.rank])
+        # Of each layer its share; what comes from several shards is joined layer by layer.
+        parts = [layer.chunk(parallel.world)[parallel.rank] for layer in batch.chunk(case.layers)]
+        x = torch.cat([parallel.batch(part) for part in parts])
         fvus.append(float(trainer.step(x, x, Rates()).fvu))
         dead.append(trainer.dead_share)
     trainer.gather(shape)

@@ -22,6 +22,7 @@ TORCH_FREE = {
     "sae.latents",
     "sae.layer_originals",
     "sae.layer_profiles",
+    "sae.layer_summary",
     "sae.layer_sums",
     "sae.layer_variance",
     "sae.layered",
