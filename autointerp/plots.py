@@ -1,14 +1,10 @@
-"""Figures from tables: reads no file and computes no metric. The only module that imports matplotlib.
+"""Figures from tables: reads no file and computes no metric. Only this and `sae.plots` import matplotlib.
 
 Figures are made without pyplot, so that nothing is kept between them and no window system is looked for.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import IO
-
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -76,9 +72,3 @@ def _annotate(axes: Axes, shares: pd.DataFrame, cuts: tuple[float, float]) -> No
         x, y, across, along = CORNERS[line["quadrant"]]
         text = f"{line['quadrant']} {line['share']:.0%}\n[{line['low']:.0%}, {line['high']:.0%}]"
         axes.text(x, y, text, ha=across, va=along, fontsize=7, transform=axes.transAxes)
-
-
-def save_svg(figure: Figure, target: Path | IO[bytes]) -> None:
-    """Write a figure as SVG; the same figure always gives the same bytes, since no date or random name is in them."""
-    with matplotlib.rc_context({"svg.hashsalt": "autointerp", "svg.fonttype": "none"}):
-        figure.savefig(target, format="svg", metadata={"Date": None})

@@ -21,7 +21,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from autointerp.agreement import agreement_section
-from autointerp.plots import quadrant_figure, save_svg
+from autointerp.plots import quadrant_figure
 from benchmarks.comparison import long_table
 from benchmarks.entropy_score import ENTROPY, EntropyScore, entropy_scores
 from benchmarks.measured import measured_of, read_measures
@@ -31,6 +31,7 @@ from benchmarks.score_tables import markdown, sections_of
 from benchmarks.suite import Suite, run_suite
 from sae.cli import parse, run_stage
 from sae.errors import InputError
+from sae.plots import save_svg
 
 MIN_POWER = 1e-6
 """Least half-width that latents are counted for."""

@@ -28,7 +28,7 @@ from autointerp.artifacts import SCORES, explanations_folder, scores_folder
 from autointerp.explain import main as explain
 from autointerp.measure import lexical_columns
 from autointerp.ngrams import ngrams_of
-from autointerp.plots import quadrant_figure, save_svg
+from autointerp.plots import quadrant_figure
 from autointerp.predictors import TokenLookup, firings_of
 from autointerp.quadrants import quadrant, quadrant_table
 from autointerp.score import main as score
@@ -36,6 +36,7 @@ from benchmarks.planted import DICTIONARY, TOKENIZER, planted_latents, topics_te
 from benchmarks.tables import UNDEFINED, table
 from sae.cli import parse, run_stage
 from sae.latents import LatentCache
+from sae.plots import save_svg
 
 SCORERS = ("detection", "fuzzing")
 QUADRANT_SCORER = "fuzzing"

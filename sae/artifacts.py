@@ -51,6 +51,11 @@ def latents_folder(run: Path, dictionary: str) -> Path:
     return run / "latents" / dictionary
 
 
+def layers_folder(run: Path, dictionary: str) -> Path:
+    """Where the multi-layer analysis of a dictionary lives."""
+    return run / "layers" / dictionary
+
+
 def complete_folders(parent: Path) -> list[Path]:
     """The complete artifacts directly below a folder, in natural order of their names (layers.2 before layers.10)."""
     if not parent.is_dir():

@@ -58,7 +58,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Cache every dictionary that has no cache yet."""
     args = parse(Arguments, argv, "python -m sae.cache")
-    subject_config, corpus_config = _resolve(args)
+    subject_config, corpus_config = resolved(args)
     keep_freed_memory()
     corpus = open_corpus(corpus_config)
     identity = subject_identity(subject_config)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def _resolve(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
+def resolved(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
     """Subject and corpus from the flags, or where they are not given from what the run holds."""
     subject, run = args.subject, args.cache.run
     known = (run / "run.json").exists()

@@ -20,7 +20,13 @@ TORCH_FREE = {
     "sae.errors",
     "sae.hookpoints",
     "sae.latents",
+    "sae.layer_originals",
+    "sae.layer_profiles",
+    "sae.layer_summary",
+    "sae.layer_sums",
+    "sae.layer_variance",
     "sae.layered",
+    "sae.plots",
     "sae.pydocs",
     "sae.runs",
 }

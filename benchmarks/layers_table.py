@@ -1,0 +1,167 @@
+"""The multi-layer analyses of several runs in one table: trained subjects, their random twins, subjects of other sizes.
+
+python benchmarks/layers_table.py RUN RUN ... [--dictionary all] [--out DIR]
+
+Each run needs python -m sae.layers first. Prints Markdown; with --out also writes layers.md and layers.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+# As a script, Python looks beside this file only.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.tables import table
+from sae.artifacts import layers_folder, read_json, read_manifest
+from sae.cli import parse, run_stage
+from sae.errors import InputError
+from sae.layer_summary import mean_defined, number, shown
+
+ORIGINAL = "within_token_over_within_latent"
+HEADER = {
+    "subject": "subject",
+    "parameters": "parameters",
+    "variant": "variant",
+    "layers": "layers",
+    "living": "living latents",
+    "total": "V0",
+    "between_latents": "between latents",
+    "drift": "drift",
+    "within_token_share": "within token",
+    "active_layers": "active layers",
+    "layers_per_token": "layers on a token",
+    "layer_entropy_relative": "layer entropy",
+    "cosine": "neighbouring cosine",
+    "fvu": "FVU",
+    "fvu_single": "FVU single",
+    "fvu_single_elsewhere": "FVU single elsewhere",
+    "original": "within token, original",
+}
+"""Columns of the table, and what stands over them in Markdown."""
+INTERVALS = ("total", "between_latents", "drift", "within_token_share", "layers_per_token", "layer_entropy_relative")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compare the multi-layer analyses of runs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Runs with a complete analysis; a row each, in this order."""
+    dictionary: str = "all"
+    """Which dictionary of each run."""
+    active: str = "active_layers_share_0.01"
+    """Which threshold counts as an active layer: a name under `latents` in summary.json."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for layers.md and layers.csv."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table, and write it."""
+    args = parse(Arguments, argv, "python benchmarks/layers_table.py")
+    rows = [row_of(read_summary(run, args.dictionary), args.active) for run in args.runs]
+    text = "\n".join([*table(list(HEADER.values()), [_cells(row) for row in rows]), ""])
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "layers.md").write_text(text, encoding="utf-8")
+        (args.out / "layers.csv").write_text(csv_text(rows), encoding="utf-8")
+    print(text)
+
+
+def read_summary(run: Path, dictionary: str) -> dict[str, Any]:
+    """The summary of a run's analysis.
+
+    Raises:
+        InputError: there is none, or a damaged one.
+    """
+    folder = layers_folder(run, dictionary)
+    mend = f"make it with python -m sae.layers --run {run} --dictionary {dictionary}"
+    read_manifest(folder, "layers", mend)
+    found = read_json(folder / "summary.json", mend)
+    if not isinstance(found, dict):
+        raise InputError(f"{folder / 'summary.json'} is damaged (no object); {mend} --overwrite")
+    return found
+
+
+def row_of(summary: Mapping[str, Any], active: str) -> dict[str, Any]:
+    """A run's row; an entry with an interval is a mapping with value, low and high.
+
+    Raises:
+        InputError: the summary lacks what the table needs.
+    """
+    try:
+        fvu, latents = summary["fvu"], summary["latents"]
+        if active not in latents:
+            known = ", ".join(name for name in latents if name.startswith("active_layers_"))
+            raise InputError(f"the analysis has no {active!r}; name one of {known} by --active")
+        single = [_parted(entry, summary["layers"]) for entry in fvu["single"].values()]
+        return {
+            "subject": Path(summary["subject"]).name,
+            "parameters": summary["n_parameters"],
+            "variant": summary["variant"],
+            "layers": len(summary["layers"]),
+            "living": summary["n_living"],
+            **{name: summary["variance"][name] for name in INTERVALS[:4]},
+            "active_layers": latents[active],
+            **{name: latents[name] for name in INTERVALS[4:]},
+            "cosine": mean_defined(summary["similarity"]["cosine"]),
+            "fvu": mean_defined(fvu["own"]),
+            "fvu_single": mean_defined([at_home for at_home, _ in single]),
+            "fvu_single_elsewhere": mean_defined([value for _, others in single for value in others]),
+            "original": summary["originals"][ORIGINAL],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"a summary.json lacks {error}; make it again with python -m sae.layers --run ... --overwrite"
+        ) from None
+
+
+def _parted(entry: Mapping[str, Any], layers: Sequence[int]) -> tuple[float | None, list[float | None]]:
+    """FVU of a single-layer dictionary at its own layer, and at the others."""
+    place = list(layers).index(entry["layer"])
+    return entry["at"][place], [value for other, value in enumerate(entry["at"]) if other != place]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for name in HEADER:
+        value = row[name]
+        if isinstance(value, Mapping):
+            cells.append(shown(value))
+        else:
+            cells.append(number(value) if isinstance(value, float) or value is None else _plain(value))
+    return cells
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as CSV: an entry with an interval takes three columns; what is undefined is empty."""
+    out = io.StringIO()
+    flat = []
+    for row in rows:
+        line: dict[str, Any] = {}
+        for name, value in row.items():
+            if isinstance(value, Mapping):
+                line |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            else:
+                line[name] = value
+        flat.append(line)
+    writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))

@@ -1,0 +1,137 @@
+"""`summary.json` of the multi-layer analysis and the short table made from it. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from sae.layer_originals import original_active_layers, original_bimodality, original_variances
+from sae.layer_profiles import Columns
+from sae.layer_sums import LayerSums
+from sae.layer_variance import Interval
+
+NORMAL_QUANTILE = 1.959964
+AVERAGED = (
+    *("layers_per_token", "layer_std", "layer_std_relative", "layer_std_within_token"),
+    *("layer_entropy", "layer_entropy_relative", "bimodality"),
+)
+VARIANCE_ROWS = {
+    "total": "variance of the layer",
+    "between_latents": "of it between latents",
+    "drift": "of a latent's own: drift from token to token",
+    "within_token_share": "of a latent's own: within a token",
+}
+
+Json = dict[str, Any]
+
+
+def latent_means(columns: Columns) -> dict[str, Json]:
+    """Mean over living latents of what is defined, with its 95 % interval over latents of this one dictionary."""
+    living = np.asarray(columns["n_tokens"]) > 0
+    names = [*AVERAGED, *(name for name in columns if name.startswith("active_layers_"))]
+    return {name: _mean(np.asarray(columns[name], np.float64)[living]) for name in names}
+
+
+def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> Json:
+    values = values[np.isfinite(values)]
+    n = len(values)
+    mean = float(values.mean()) if n else math.nan
+    error = NORMAL_QUANTILE * float(values.std(ddof=1)) / n**0.5 if n > 1 else math.nan
+    return {"value": mean, "low": mean - error, "high": mean + error, "n": n}
+
+
+def originals(sums: LayerSums, n_tokens: int, mean_max_cosine: float) -> Json:
+    """What the original estimators say (`sae.layer_originals`), each beside the corrected one elsewhere."""
+    found = original_variances(sums, n_tokens)
+    return {
+        "within_latent": found.within_latent,
+        "within_token": found.within_token,
+        "within_token_over_within_latent": found.ratio,
+        "mean_max_cosine": mean_max_cosine,
+        "active_layers_count_10000": original_active_layers(sums),
+        "bimodality": _mean(original_bimodality(sums.totals[sums.living]))["value"],
+    }
+
+
+def variance_entries(intervals: Mapping[str, Interval]) -> dict[str, Json]:
+    """The decomposition as it stands in `summary.json`."""
+    return {name: asdict(interval) for name, interval in intervals.items()}
+
+
+def defined(value: Any) -> Any:
+    """A JSON value without numbers that JSON has no word for: what is undefined is null."""
+    if isinstance(value, Mapping):
+        return {str(name): defined(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [defined(entry) for entry in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.integer) else value
+
+
+def summary_table(summary: Json) -> list[str]:
+    """The lines of the Markdown table that the stage prints."""
+    rows = [("latents that fire", f"{summary['n_living']:,} of {summary['n_latents']:,}", "")]
+    rows += [(text, shown(summary["variance"][name]), _beside(summary, name)) for name, text in VARIANCE_ROWS.items()]
+    latents, own = summary["latents"], summary["originals"]
+    for name in (n for n in latents if n.startswith("active_layers_")):
+        threshold = _threshold(name)
+        rows.append((f"active layers of {len(summary['layers'])}, {threshold}", shown(latents[name]), ""))
+    rows.append(("layers on a token on which it fires", shown(latents["layers_per_token"]), ""))
+    rows.append(("layer entropy / log n_layers", shown(latents["layer_entropy_relative"]), ""))
+    rows.append(("bimodality (Sarle)", shown(latents["bimodality"]), number(own["bimodality"])))
+    rows.append(("mean max cosine", number(summary["mean_max_cosine"]), number(own["mean_max_cosine"])))
+    for name, entry in summary.get("tokens", {}).items():
+        rows.append((f"mean max cosine with {name}", number(entry), ""))
+    cosines = summary["similarity"]["cosine"]
+    rows.append(("cosine of neighbouring layers, centred", number(mean_defined(cosines)), ""))
+    rows.append(("FVU, mean over layers", number(mean_defined(summary["fvu"]["own"])), ""))
+    singles = summary["fvu"]["single"]
+    if singles:
+        rows.append(
+            (f"FVU of {len(singles)} single-layer dictionaries, each at its own", number(_own_mean(summary)), "")
+        )
+    header = ["quantity", "value [95 %]", "original estimator"]
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * 3, *rows)]
+
+
+def _beside(summary: Json, name: str) -> str:
+    ratio = summary["originals"]["within_token_over_within_latent"]
+    if name == "within_token_share":
+        return number(ratio)
+    return number(1 - ratio) if name == "drift" and ratio is not None else ""
+
+
+def _threshold(name: str) -> str:
+    kind, least = name.removeprefix("active_layers_").split("_", 1)
+    return f"at least {int(least):,} tokens" if kind == "count" else f"at least {float(least):.0%} of its activation"
+
+
+def _own_mean(summary: Json) -> float | None:
+    """Mean over the layers that have a single-layer dictionary of its FVU there."""
+    own = summary["fvu"]["single"]
+    return mean_defined([entry["at"][summary["layers"].index(entry["layer"])] for entry in own.values()])
+
+
+def mean_defined(values: Sequence[float | None]) -> float | None:
+    """Mean of what is defined; None where nothing is."""
+    kept = [value for value in values if value is not None]
+    return sum(kept) / len(kept) if kept else None
+
+
+def shown(entry: Mapping[str, float | None]) -> str:
+    """A value with its interval, as far as there is one."""
+    if entry["low"] is None or entry["high"] is None:
+        return number(entry["value"])
+    return f"{number(entry['value'])} [{number(entry['low'])}, {number(entry['high'])}]"
+
+
+def number(value: float | None) -> str:
+    """Three decimals, more for what is small; a dash for what is undefined."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
