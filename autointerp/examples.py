@@ -37,10 +37,14 @@ def sample_latents(cache: LatentCache, n: int, seed: int) -> list[int]:
     """A uniform sample of the living latents, ascending; all of them where there are fewer than `n`.
 
     A latent lives if it fires at least once in the cache, in either split. For one seed a smaller sample is part of
-    every larger one, so that asking for more latents later keeps what was paid for.
+    every larger one, so that asking for more latents later keeps what was paid for. A dictionary of several layers and
+    its caches of one layer are drawn from in one order: what lives in two of them is in both samples or nearly so.
     """
-    alive = np.flatnonzero(np.diff(cache.offsets) > 0)
-    return sorted(np.random.default_rng([seed]).permutation(alive)[:n].tolist())
+    alive, rng, config = np.diff(cache.offsets) > 0, np.random.default_rng([seed]), cache.manifest.config
+    if "parent" in config or "layers" in config:
+        order = rng.permutation(cache.n_latents)
+        return sorted(order[alive[order]][:n].tolist())
+    return sorted(rng.permutation(np.flatnonzero(alive))[:n].tolist())
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,6 +181,19 @@ def test_sampled_latents_are_alive_and_a_larger_sample_contains_a_smaller(cache:
     drawn = [latent for seed in range(200) for latent in sample_latents(cache, 2, seed=seed)]
     assert min(drawn.count(latent) for latent in range(5)) > 50
     assert DEAD not in drawn
+
+
+def test_caches_of_one_dictionary_at_several_layers_give_samples_of_the_same_latents(cache: LatentCache) -> None:
+    def at(layer: int, dead: list[int]) -> LatentCache:
+        counts = np.diff(np.asarray(cache.offsets))
+        counts[dead] = 0
+        view = {"layers": [0, 1]} if layer < 0 else {"layer": layer, "parent": "all"}
+        manifest = dataclasses.replace(cache.manifest, config=view)
+        return dataclasses.replace(cache, manifest=manifest, offsets=np.cumsum([0, *counts]))
+
+    for seed in range(20):
+        whole, lower, upper = (sample_latents(view, 3, seed) for view in (at(-1, []), at(0, [DENSE]), at(1, [DENSE])))
+        assert lower == upper and set(whole) - {DENSE} <= set(lower)
 
 
 TEXTS = (
