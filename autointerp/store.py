@@ -229,8 +229,9 @@ class ResponseStore:
 
 
 def prompt_characters(request: Request) -> int:
-    """Characters of all messages of a request."""
-    return sum(len(message.content) for message in request.messages)
+    """Characters of all messages of a request, or of the texts that it wants scored."""
+    texts = [message.content for message in request.messages] or request.context.get("prompts", ())
+    return sum(map(len, texts))
 
 
 def _answer(completion: Completion) -> str:
@@ -238,12 +239,13 @@ def _answer(completion: Completion) -> str:
     usage = [completion.usage.prompt_tokens, completion.usage.completion_tokens]
     places = None if completion.token_logprobs is None else [list(place) for place in completion.token_logprobs]
     scores = None if completion.scores is None else list(completion.scores)
-    return json.dumps({**kept, "usage": usage, "token_logprobs": places, "scores": scores})
+    answer = {**kept, "usage": usage, "token_logprobs": places, "scores": scores}
+    return json.dumps(answer if completion.echoed is None else answer | {"echoed": completion.echoed})
 
 
 def _completion(text: str) -> Completion:
     kept = json.loads(text)
-    places, scores = kept["token_logprobs"], kept["scores"]
+    places, scores, echoed = kept["token_logprobs"], kept["scores"], kept.get("echoed")
     return Completion(
         text=kept["text"],
         model=kept["model"],
@@ -251,6 +253,7 @@ def _completion(text: str) -> Completion:
         usage=Usage(*kept["usage"]),
         token_logprobs=None if places is None else tuple(_place(*place) for place in places),
         scores=None if scores is None else tuple(scores),
+        echoed=None if echoed is None else tuple(tuple((str(t), p) for t, p in echo) for echo in echoed),
         stored=True,
     )
 

@@ -69,7 +69,8 @@ class ChatServer:
             quota (429 that no waiting mends).
         word: what a text must contain.
         delay: seconds before each answer.
-        able: what the server does for those who ask: "logprobs", "schema", or nothing; it ignores the rest.
+        able: what the server does for those who ask: "logprobs", "schema", "echo" (the older completions protocol), or
+            nothing; it ignores the rest.
     """
 
     def __init__(self, mode: str = "ok", word: str = " object", delay: float = 0.0, able: str = "") -> None:
@@ -168,6 +169,20 @@ class ChatServer:
         answers = [int(wanted in text) for text in texts]
         return json.dumps({"answers": answers} if held else answers)
 
+    def echo(self, body: dict[str, Any]) -> tuple[int, Any]:
+        """Each prompt's words; one that stands quoted in its first line is more likely. A word is written after it."""
+        choices = []
+        for index, prompt in enumerate(body["prompt"]):
+            named = set(re.findall(r"'(\w+)'", prompt.split("\n")[0]))
+            words = re.findall(r"\s*\w+|\s*\W|\s+$", prompt)
+            logprobs = [None, *(math.log(0.1 if word.strip() in named else 0.001) for word in words[1:]), -1.0]
+            choices.append({"index": index, "logprobs": {"tokens": [*words, " more"], "token_logprobs": logprobs}})
+        with self._lock:
+            # All questions of ours but the probe come in pairs behind a prefix.
+            (self.bodies if "Text:" in body["prompt"][0] else self.probes).append(body)
+        used = {"prompt_tokens": 5 * len(choices), "completion_tokens": len(choices)}
+        return 200, {"choices": choices[::-1], "usage": used}
+
     def _fault(self, question: str, attempt: int) -> str | None:
         draw = random.Random(question)
         faults = draw.sample(sorted(FAULTS), k=draw.randint(1, 2))
@@ -187,7 +202,11 @@ class ChatServer:
                     outer.most_in_flight = max(outer.most_in_flight, outer._in_flight)
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.keys.add(self.headers.get("Authorization", ""))
-                status, answer = outer.respond(body) if self.path == "/v1/chat/completions" else (404, {})
+                status, answer = 404, {"error": {"message": "no such address"}}
+                if self.path == "/v1/chat/completions":
+                    status, answer = outer.respond(body)
+                elif self.path == "/v1/completions" and "echo" in outer.able:
+                    status, answer = outer.echo(body)
                 time.sleep(HANG if status == HANGS else outer.delay)
                 if status in (HANGS, CUTS):
                     self._hang_up()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from autointerp.clients.cached import CachedClient
 from autointerp.config import OFFLINE, ClientConfig
-from autointerp.plugins import LLMClient
+from autointerp.plugins import Ability, LLMClient
 from autointerp.prices import budget_of, price_of
 from autointerp.records import Sampling
 from autointerp.store import open_store
@@ -15,6 +15,7 @@ from sae.errors import InputError
 
 if TYPE_CHECKING:
     from autointerp.clients.openai_compatible import OpenAIClient
+    from autointerp.clients.vllm import VllmClient
 
 
 def make_client(config: ClientConfig) -> LLMClient:
@@ -27,6 +28,7 @@ def make_client(config: ClientConfig) -> LLMClient:
         raise InputError("--concurrency, --max-tokens and --timeout must be above zero and --max-retries not below it")
     asked: dict[str, object] = {"--store": config.store, "--budget": config.budget, "--prices": config.prices}
     asked |= {"--estimate": config.estimate, "--batch": config.batch}
+    asked |= {"--tensor-parallel-size": config.tensor_parallel_size, "--engine-args": config.engine_args}
     if not 0 <= config.temperature <= 2:
         raise InputError(f"--temperature must be from 0 to 2, found {config.temperature}")
     if config.client == OFFLINE:
@@ -38,16 +40,18 @@ def make_client(config: ClientConfig) -> LLMClient:
 
         return OfflineClient()
     if config.client == "vllm":
-        raise InputError(
-            f"--client vllm cannot run inside this process yet; start `vllm serve {config.model or 'MODEL'}` and use "
-            "--client openai --base-url http://127.0.0.1:8000/v1"
-        )
+        from autointerp.clients.vllm import VllmClient
+
+        return guarded(VllmClient.from_config(config), config)
+    if config.tensor_parallel_size is not None or config.engine_args:
+        flag = "--engine-args" if config.engine_args else "--tensor-parallel-size"
+        raise InputError(f"--client openai starts no engine; leave out {flag}, or give it to the server")
     from autointerp.clients.openai_compatible import OpenAIClient
 
     return guarded(OpenAIClient.from_config(config), config)
 
 
-def guarded(server: OpenAIClient, config: ClientConfig) -> LLMClient:
+def guarded(server: OpenAIClient | VllmClient, config: ClientConfig) -> LLMClient:
     """The client behind the response store, and before that the budget, which answers from the store do not touch.
 
     Raises:
@@ -63,7 +67,9 @@ def guarded(server: OpenAIClient, config: ClientConfig) -> LLMClient:
     store = open_store(config.store)
     if config.batch:
         from autointerp.clients.batch import BatchClient
+        from autointerp.clients.openai_compatible import OpenAIClient
 
+        assert isinstance(server, OpenAIClient), "another client refuses --batch"
         return BatchClient(server, store, meter)
     return client if store is None else CachedClient(client, store)
 
@@ -79,6 +85,19 @@ def judge_samplings(config: ClientConfig, client: LLMClient, scorers: tuple[str,
     from autointerp.clients.probing import judge_sampling
 
     return [judge_sampling(config, client, scorer, run) for scorer in scorers]
+
+
+def able(config: ClientConfig, client: LLMClient, need: Ability, run: Path) -> bool:
+    """Whether a client can do what a scorer needs, which may take a question to the server.
+
+    Raises:
+        InputError: the server cannot be asked.
+    """
+    if need in client.can or config.client != "openai" or need != "echo" or config.batch:
+        return need in client.can
+    from autointerp.clients.probing import can_echo
+
+    return can_echo(client, run, ask=not config.estimate)
 
 
 def sampling_of(config: ClientConfig) -> Sampling:

@@ -20,6 +20,7 @@ import openai
 
 from autointerp.clients.metered import MeteredClient
 from autointerp.clients.openai_compatible import OpenAIClient
+from autointerp.plugins import Ability
 from autointerp.records import Completion, Request
 from autointerp.store import ResponseStore
 from sae.artifacts import digest, read_json, write_json
@@ -49,6 +50,7 @@ class BatchClient:
     """Answers many requests at a time, through files."""
 
     graded = False
+    can: frozenset[Ability] = frozenset()
 
     def __init__(
         self,

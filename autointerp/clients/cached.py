@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from autointerp.plugins import LLMClient
+from autointerp.plugins import Ability, LLMClient
 from autointerp.records import Completion, Request
 from autointerp.store import ResponseStore
 
@@ -21,6 +21,11 @@ class CachedClient:
         self.model = client.model
         self.graded = client.graded
         self._asked: dict[str, asyncio.Future[Completion]] = {}
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What the client behind it can do."""
+        return self.client.can
 
     async def complete(self, request: Request) -> Completion:
         """The stored answer, or a new one, which is stored unless it is an error."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from autointerp.plugins import LLMClient
+from autointerp.plugins import Ability, LLMClient
 from autointerp.prices import Budget
 from autointerp.records import Completion, Request, Usage
 from autointerp.store import prompt_characters
@@ -40,6 +40,11 @@ class MeteredClient:
         self._in_flight = 0
         self._tokens_a_character = CAUTION / CHARACTERS_A_TOKEN
         self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What the client behind it can do."""
+        return self.client.can
 
     async def complete(self, request: Request) -> Completion:
         """The answer.

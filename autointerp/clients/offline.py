@@ -15,6 +15,7 @@ from typing import Any
 from autointerp.config import OFFLINE
 from autointerp.explainers.lexical import TASK as EXPLAIN
 from autointerp.explainers.lexical import lexical_sentence
+from autointerp.plugins import Ability
 from autointerp.records import Completion, Request
 from autointerp.rules import Term, read_sentence, spans
 
@@ -34,6 +35,7 @@ class OfflineClient:
 
     model = OFFLINE
     graded = True
+    can: frozenset[Ability] = frozenset()
 
     async def complete(self, request: Request) -> Completion:
         """A sentence for the lexical explainer; one score in [0, 1] per text for the detection and fuzzing judges."""

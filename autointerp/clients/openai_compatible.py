@@ -14,8 +14,11 @@ import httpx2
 import openai
 
 from autointerp.clients.connections import http_client
+from autointerp.clients.echoing import PATH, echo_body, echo_completion, prompts_of
 from autointerp.clients.pacing import Pace, backoff, retry_after
+from autointerp.clients.thoughts import encodable, without_thoughts
 from autointerp.config import ClientConfig
+from autointerp.plugins import Ability
 from autointerp.prompting import quoted
 from autointerp.records import Completion, Request, TokenLogprob, Usage
 from sae.errors import InputError
@@ -45,6 +48,8 @@ class OpenAIClient:
     """Answers by AsyncOpenAI. Paces and repeats requests itself: the library would not lower the number in flight."""
 
     graded = False
+    can: frozenset[Ability] = frozenset()
+    """Nothing that is known without asking the server (autointerp.clients.probing)."""
 
     def __init__(
         self,
@@ -109,7 +114,8 @@ class OpenAIClient:
         Time-outs, cut connections and server errors are repeated up to `max_retries` times. A rate limit is no failure
         of the request: it is repeated (unless `max_retries` is 0) until it has been told to wait `timeout` seconds.
         """
-        body = self.body(request)
+        prompts = prompts_of(request)
+        body = echo_body(self.model, prompts) if prompts else self.body(request)
         attempt, patience = 0, self.timeout
         while True:
             async with self.pace as sent_at:
@@ -182,16 +188,17 @@ class OpenAIClient:
         return text.replace(self._key, "[key]") if len(self._key) > 4 else text
 
     async def _send(self, body: dict[str, Any]) -> Completion | Failure:
+        prompts = body.get("prompt")
         try:
             # The library's own time-out is between two bytes: a server that drips would never be given up.
             async with asyncio.timeout(self.timeout):
                 # The same request as chat.completions.create sends, without walking through all messages to check
                 # types, which would take three times as long as the rest.
-                answer = await self.connection.post("/chat/completions", cast_to=object, body=body)
+                answer = await self.connection.post(PATH if prompts else "/chat/completions", cast_to=object, body=body)
         except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError, RecursionError) as error:
             return self.failure(error)
         try:
-            return self.completion(answer)
+            return echo_completion(self.model, prompts, answer) if prompts else self.completion(answer)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return Failure("error", self.no_completion(answer))
 
@@ -205,11 +212,11 @@ class OpenAIClient:
         if isinstance(error, openai.APIConnectionError) or (
             isinstance(error, httpx2.HTTPError) and not isinstance(error, openai.APIError)
         ):
-            why = _encodable(" ".join(str(cause).split()))[:200] or type(cause).__name__
+            why = encodable(" ".join(str(cause).split()))[:200] or type(cause).__name__
             if isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol)):
                 return Failure("unreachable", self.without_key(f"no connection to {self.address} ({why})"), again=True)
             return Failure("cut", self.without_key(f"the connection to {self.address} was cut ({why})"), again=True)
-        reason = self.without_key(_encodable(" ".join(str(error).split())[:300])) or type(error).__name__
+        reason = self.without_key(encodable(" ".join(str(error).split())[:300])) or type(error).__name__
         if not isinstance(error, openai.APIStatusError):
             return Failure("error", reason)
         status = error.status_code
@@ -233,26 +240,9 @@ def _logprobs(sent: Any) -> tuple[TokenLogprob, ...] | None:
         return None
     return tuple(
         TokenLogprob(
-            _encodable(place["token"]),
+            encodable(place["token"]),
             float(place["logprob"]),
-            tuple((_encodable(one["token"]), float(one["logprob"])) for one in place.get("top_logprobs") or ()),
+            tuple((encodable(one["token"]), float(one["logprob"])) for one in place.get("top_logprobs") or ()),
         )
         for place in places
     )
-
-
-def without_thoughts(text: str) -> str:
-    """The answer without leading <think> blocks; empty if the block never ends.
-
-    Some chat templates open the block in the prompt, so that the answer has only its end.
-    """
-    text = _encodable(text)
-    if not text.lstrip().startswith("<think>") and "</think>" not in text:
-        return text
-    _, end, answer = text.rpartition("</think>")
-    return answer.lstrip() if end else ""
-
-
-def _encodable(text: str) -> str:
-    """Half of a character pair, which some servers send where an answer is cut off, could not be written to a file."""
-    return text.encode("utf-8", "replace").decode()

@@ -9,43 +9,34 @@ import asyncio
 import dataclasses
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autointerp.clients import sampling_of
+from autointerp.clients.echoing import PATH
 from autointerp.clients.openai_compatible import OpenAIClient
 from autointerp.config import ClientConfig
 from autointerp.grading import LISTS, STRENGTHS, TOP
 from autointerp.judging import HOPELESS
-from autointerp.plugins import LLMClient
+from autointerp.plugins import Abilities, LLMClient
 from autointerp.records import Completion, Message, Request, Sampling
 from autointerp.store import ResponseStore
 from sae.artifacts import write_json
 from sae.errors import InputError
 
+Found = TypeVar("Found")
 LOG = logging.getLogger(__name__)
 FILE = "abilities.json"
 ONE = "Answer with the digit 1 and nothing else."
 WORD = "Answer with the word yes and nothing else."
+TEXTS = ("One, two, three.", "Four.")
 SCHEMA = {
     "type": "object",
     "properties": {"answers": {"type": "array", "items": {"type": "integer", "enum": [0, 1]}}},
     "required": ["answers"],
     "additionalProperties": False,
 }
-
-
-@dataclass(frozen=True)
-class Abilities:
-    """What a server does with a model."""
-
-    top_logprobs: int
-    """Alternatives at each place of the answer that it gives log probabilities of."""
-    structured: bool
-    """Whether it holds answers to a JSON schema."""
-    probed: bool = True
-    """Whether the server has said so; else a probe had failed."""
 
 
 def judge_sampling(config: ClientConfig, client: LLMClient, scorer: str, run: Path) -> Sampling:
@@ -56,12 +47,15 @@ def judge_sampling(config: ClientConfig, client: LLMClient, scorer: str, run: Pa
     Raises:
         InputError: the server cannot be asked, or cannot do what `--answers` wants.
     """
-    plain, server = sampling_of(config), _server(client)
+    plain, server = sampling_of(config), _innermost(client)
     task = f"score/{scorer}"
-    if server is None or config.answers == "text" or task not in (*LISTS, *STRENGTHS):
+    known: Abilities | None = getattr(server, "abilities", None)
+    if config.answers == "text" or task not in (*LISTS, *STRENGTHS):
+        return plain
+    if known is None and not isinstance(server, OpenAIClient):
         return plain
     store: ResponseStore | None = getattr(client, "store", None)
-    abilities = known_abilities(server, plain, run, store, ask=not config.estimate)
+    abilities = known or known_abilities(server, plain, run, store, ask=not config.estimate)
     for mode, able, sampling in (
         ("graded", abilities.top_logprobs > 0, dataclasses.replace(plain, top_logprobs=TOP)),
         ("structured", abilities.structured, dataclasses.replace(plain, structured=True)),
@@ -86,7 +80,7 @@ def known_abilities(
     """
     path, name = run / FILE, f"{server.model} at {server.address}"
     noted = _noted(path)
-    remembered = noted.get(name) or (store.abilities(server.address, server.model) if store else None)
+    remembered = noted.get(name) or (store.abilities(server.address, server.model) if store is not None else None)
     try:
         abilities = Abilities(**remembered) if remembered else None
     except TypeError:
@@ -95,7 +89,7 @@ def known_abilities(
         return Abilities(0, False)
     if abilities is None:
         try:
-            abilities = asyncio.run(_closing(server, sampling))
+            abilities = asyncio.run(_closing(server, probe(server, sampling)))
         except _Unknown as failure:
             # The same settings must hold when the command is run again, or its answers would not fit together.
             LOG.warning("%s could not be probed (%s); %s keeps to plain text, see %s", name, failure, run, path)
@@ -105,7 +99,7 @@ def known_abilities(
         LOG.info("%s: %s", name, " and ".join(able) or "neither log probabilities nor JSON schemas")
     if name not in noted:
         write_json(path, noted | {name: vars(abilities)})
-    if store and abilities.probed:
+    if store is not None and abilities.probed:
         store.set_abilities(server.address, server.model, vars(abilities))
     return abilities
 
@@ -129,9 +123,9 @@ async def probe(server: OpenAIClient, sampling: Sampling) -> Abilities:
     return Abilities(top if top >= 2 else 0, _obeys(answer))
 
 
-async def _closing(server: OpenAIClient, sampling: Sampling) -> Abilities:
+async def _closing(server: OpenAIClient, asking: Coroutine[Any, Any, Found]) -> Found:
     try:
-        return await probe(server, sampling)
+        return await asking
     finally:
         await server.close()
 
@@ -142,8 +136,12 @@ async def _ask(server: OpenAIClient, request: Request) -> Completion:
     if completion.error is None or completion.finish_reason == "rejected":
         return completion
     if completion.finish_reason in HOPELESS:
-        raise InputError(f"{server.model} cannot be asked: {completion.error}; check --base-url, --model and the key")
+        raise _unaskable(server, completion)
     raise _Unknown(completion.error)
+
+
+def _unaskable(server: OpenAIClient, completion: Completion) -> InputError:
+    return InputError(f"{server.model} cannot be asked: {completion.error}; check --base-url, --model and the key")
 
 
 def _obeys(completion: Completion) -> bool:
@@ -154,11 +152,44 @@ def _obeys(completion: Completion) -> bool:
     return completion.error is None and isinstance(found, dict) and isinstance(found.get("answers"), list)
 
 
-def _server(client: Any) -> OpenAIClient | None:
-    """The client that sends, behind store and budget; None where no server is asked."""
-    while not isinstance(client, OpenAIClient) and hasattr(client, "client"):
+def can_echo(client: LLMClient, run: Path, ask: bool = True) -> bool:
+    """Whether a server scores given texts, as the run or the store remembers; else by a probe, if one may `ask`.
+
+    Where it may not, nothing is known against it.
+
+    Raises:
+        InputError: the server cannot be asked.
+    """
+    server = _innermost(client)
+    if not isinstance(server, OpenAIClient):
+        return False
+    address, path = server.address + PATH, run / FILE
+    store: ResponseStore | None = getattr(client, "store", None)
+    noted, name = _noted(path), f"{server.model} at {address}"
+    found = noted.get(name) or (store.abilities(address, server.model) if store is not None else None)
+    if not found:
+        if not ask:
+            return True
+        completion = asyncio.run(_closing(server, server.complete(Request("probe", (), {"prompts": TEXTS}))))
+        found = {"echo": completion.echoed is not None}
+        if completion.finish_reason in ("unreachable", "unauthorised"):
+            raise _unaskable(server, completion)
+        # A failure that may pass must not be remembered.
+        if not found["echo"] and completion.finish_reason not in ("rejected", "not_found"):
+            LOG.warning("%s sends no log probabilities of given texts (%s)", name, completion.error)
+            return False
+        if store is not None:
+            store.set_abilities(address, server.model, found)
+    if name not in noted:
+        write_json(path, noted | {name: found})
+    return bool(found.get("echo"))
+
+
+def _innermost(client: Any) -> Any:
+    """The client that sends, behind store and budget."""
+    while hasattr(client, "client"):
         client = client.client
-    return client if isinstance(client, OpenAIClient) else None
+    return client
 
 
 def _noted(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from autointerp.plugins import Ability
 from autointerp.records import Completion, Request
 
 Answer = str | Completion
@@ -14,6 +15,8 @@ class ScriptedClient:
 
     `requests` holds what was asked so far.
     """
+
+    can: frozenset[Ability] = frozenset()
 
     def __init__(
         self, answers: Callable[[Request], Answer] | Sequence[Answer], model: str = "scripted", graded: bool = False
