@@ -92,7 +92,7 @@ def test_the_baselines_are_the_single_layer_dictionaries_of_the_same_settings(tm
     _save(tmp_path, "layers.4", _single(4))
     _save(tmp_path, "layers.1", _single(1))
     _save(tmp_path, "layers.0", _single(0))  # no layer of it
-    _save(tmp_path, "layers.1.s3", {**_single(1), "seed": 3})
+    _save(tmp_path, "a.s3", {**_single(1), "seed": 3})
     _save(tmp_path, "layers.1.frozen-decoder", {**_single(1), "null": "frozen-decoder"})
     _save(tmp_path, "layers.1.mlp", {"hookpoint": "layers.1.mlp", "layer": 1})
     other = SparseAutoencoder(Architecture("topk", D, 20, k=4))

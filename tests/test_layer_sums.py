@@ -45,10 +45,11 @@ def test_no_piece_cuts_a_run_and_none_is_much_longer_than_asked() -> None:
     assert max(size for _, _, size in found) <= 6 and sum(size for _, _, size in found) == int((H > 0).sum())
 
 
-def test_latents_that_fire_on_the_same_token_are_not_one_run() -> None:
+@pytest.mark.parametrize("size", [2, 3, 100])
+def test_latents_that_fire_on_the_same_token_are_not_one_run(size: int) -> None:
     h = np.zeros((2, 1, 3))
     h[:, 0, :] = 1
-    assert (layer_sums(entries_of(h), size=2).tokens == 1).all()
+    assert layer_sums(entries_of(h), size).tokens.tolist() == [1, 1, 1]
 
 
 def test_some_latents_alone_can_be_read() -> None:
