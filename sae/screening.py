@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -177,7 +178,7 @@ class Scores:
     """Largest of each group, [group, token]."""
 
     @classmethod
-    def of(cls, x: Tensor, weights: Tensor, bias: Tensor | None, group: int) -> Scores:
+    def of(cls, x: Tensor, weights: Tensor, group: int) -> Scores:
         """Of inputs [token, d] and weights [n_latents, d]."""
         n, in_block = len(weights), _block(len(weights), x.device)
         values = x.new_empty(_round_up(n, in_block), len(x))
@@ -189,8 +190,6 @@ class Scores:
             # What a product writes is still in cache when its maxima are taken.
             rows, block = slice(start, min(start + in_block, n)), slice(start, start + in_block)
             torch.mm(weights[rows], x.T, out=values[rows])
-            if bias is not None:
-                values[rows] += bias[rows, None]
             groups = values[block].view(kind).view(-1, group, len(x))
             torch.amax(groups, 1, out=best[start // group : (start + in_block) // group])
         return cls(values.view(kind), best)
@@ -252,6 +251,11 @@ class Encoder:
         rounds = w_enc.dtype == torch.float32 and dtype == torch.bfloat16
         return cls(w_enc, b_enc, question, group, Screen.of(w_enc, b_enc) if rounds and group else None)
 
+    @cached_property
+    def weights_and_bias(self) -> Tensor:
+        """[n_latents, d_in + 1]."""
+        return torch.cat([self.w_enc, self.b_enc[:, None]], 1)
+
     @property
     def tokens(self) -> int:
         """How many to look at at a time."""
@@ -276,7 +280,7 @@ class Encoder:
         """Those that a product in bfloat16 cannot exclude."""
         inputs = screen.inputs(x)
         with float32_sums():
-            scores = Scores.of(inputs, screen.weights, None, group)
+            scores = Scores.of(inputs, screen.weights, group)
         least = self.question.least(scores.best).view(torch.bfloat16).float() * (1 - UNIT_ROUNDOFF)
         asked = (least - screen.margins(inputs)).div_(1 + UNIT_ROUNDOFF)
         clear = (asked > 0).all(0)
@@ -288,7 +292,9 @@ class Encoder:
 
     def _unrounded(self, x: Tensor, group: int) -> Pairs:
         """The same from a product in the inputs' own precision."""
-        scores = Scores.of(x, self.w_enc, self.b_enc, group)
+        # Once more, the bias costs less as a column than added.
+        ones = x.new_ones(len(x), 1)
+        scores = Scores.of(torch.cat([x, ones], 1), self.weights_and_bias, group)
         least = self.question.least(scores.best)
         clear = least > -torch.inf
         tokens, latents, few = scores.reaching(torch.where(clear, least, torch.nan)[None])
