@@ -135,6 +135,12 @@ def slices(n: int, rows: int) -> Iterator[slice]:
         yield slice(start, min(start + max(1, rows), n))
 
 
+def bits_from(numbers: Tensor) -> Tensor:
+    """The bits of the smallest bfloat16 that is at least a positive float32, int16."""
+    # The upper half of a positive float32 is a bfloat16; the next one up, unless nothing is cut off.
+    return ((numbers.view(torch.int32) + 0xFFFF) >> 16).to(torch.int16)
+
+
 def _block(n_latents: int, device: torch.device) -> int:
     return BLOCK if device.type == "cpu" and n_latents > BLOCK else _round_up(n_latents, PANEL)
 
@@ -284,8 +290,7 @@ class Encoder:
         least = self.question.least(scores.best).view(torch.bfloat16).float() * (1 - UNIT_ROUNDOFF)
         asked = (least - screen.margins(inputs)).div_(1 + UNIT_ROUNDOFF)
         clear = (asked > 0).all(0)
-        # The upper half of a positive float32 is a bfloat16; the next one up, unless nothing is cut off.
-        bits = torch.where(clear, (asked.view(torch.int32) + 0xFFFF) >> 16, NOTHING).to(torch.int16)
+        bits = torch.where(clear, bits_from(asked), NOTHING)
         tokens, latents, few = scores.reaching(bits)
         dots = pair_dots(x, self.w_enc, tokens, latents).add_(self.b_enc[latents])
         return Pairs(tokens, latents, dots, (~(clear & few)).nonzero().squeeze(1), least)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae.screening import PANEL, Encoder, Question, Screen
+from sae.screening import PANEL, Encoder, Question, Scores, Screen, bits_from
 from sae.sparsity import above, batch_topk, select_batch_topk, select_topk, topk
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -175,6 +175,26 @@ def test_one_long_row_widens_the_bound_of_its_panel_alone() -> None:
     before, after = screen.margins(screen.inputs(x)), wider.margins(wider.inputs(x))
     assert torch.equal(before[others], after[others])
     assert (after[1] > 100 * before[1]).all()
+
+
+def test_bits_are_of_the_next_bfloat16_up() -> None:
+    numbers = torch.tensor([1.0, 1.0 + 2.0**-20, 1.0 + 2.0**-7, 3.0, 1e-3])
+    found = bits_from(numbers).view(torch.bfloat16)
+    assert found[:4].tolist() == [1.0, 1.0 + 2.0**-7, 1.0 + 2.0**-7, 3.0]
+    assert numbers[4] <= found[4] < numbers[4] * (1 + 2.0**-7)
+
+
+def test_each_panel_and_token_is_asked_its_own() -> None:
+    values = torch.zeros(2 * PANEL, 3)
+    values[[4, 4, PANEL, PANEL, PANEL + 9], [0, 1, 0, 1, 2]] = 5.0
+    asked = torch.tensor([[4.0, 6.0, 4.0], [6.0, 4.0, 5.0]])
+    tokens, latents, few = Scores(values, values[:0]).reaching(asked)
+    assert list(zip(latents.tolist(), tokens.tolist(), strict=True)) == [(4, 0), (PANEL, 1), (PANEL + 9, 2)]
+    assert few.all()
+    # Every latent reaches zero, which is too many of one token and no matter to the others.
+    tokens, latents, few = Scores(values, values[:0]).reaching(asked * torch.tensor([0.0, 1.0, 1.0]))
+    assert list(zip(latents.tolist(), tokens.tolist(), strict=True)) == [(PANEL, 1), (PANEL + 9, 2)]
+    assert few.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
