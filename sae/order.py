@@ -118,6 +118,12 @@ def largest_reference(tokens: Tensor, latents: Tensor, scores: Tensor, n_tokens:
     return values, columns.gather(1, places)
 
 
+def bits_from(numbers: Tensor) -> Tensor:
+    """The bits of the smallest bfloat16 that is at least a positive float32, int16."""
+    # The upper half of a positive float32 is a bfloat16; the next one up, unless nothing is cut off.
+    return ((numbers.view(torch.int32) + 0xFFFF) >> 16).to(torch.int16)
+
+
 def _sortable(bits: Tensor) -> Tensor:
     """The bits of a float32 as an integer in the same order, and back again: negative ones lie the other way round."""
     return bits ^ ((bits >> 31) & torch.iinfo(torch.int32).max)

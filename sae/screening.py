@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from sae.arithmetic import float32_sums, screen_dtype
 from sae.kernels import pair_dots
-from sae.order import kth_largest, where_reached
+from sae.order import bits_from, kth_largest, where_reached
 
 GROUPS = (64, 32, 16, 8)
 """Latents whose maximum stands for all of them; larger is cheaper."""
@@ -133,12 +133,6 @@ def slices(n: int, rows: int) -> Iterator[slice]:
     """Slices of n rows, at most some at a time."""
     for start in range(0, n, max(1, rows)):
         yield slice(start, min(start + max(1, rows), n))
-
-
-def bits_from(numbers: Tensor) -> Tensor:
-    """The bits of the smallest bfloat16 that is at least a positive float32, int16."""
-    # The upper half of a positive float32 is a bfloat16; the next one up, unless nothing is cut off.
-    return ((numbers.view(torch.int32) + 0xFFFF) >> 16).to(torch.int16)
 
 
 def _block(n_latents: int, device: torch.device) -> int:
@@ -259,7 +253,7 @@ class Encoder:
 
     @cached_property
     def weights_and_bias(self) -> Tensor:
-        """[n_latents, d_in + 1]."""
+        """[n_latents, d_in + 1]: the bias costs less as a column of the product than added."""
         return torch.cat([self.w_enc, self.b_enc[:, None]], 1)
 
     @property
@@ -297,9 +291,7 @@ class Encoder:
 
     def _unrounded(self, x: Tensor, group: int) -> Pairs:
         """The same from a product in the inputs' own precision."""
-        # Once more, the bias costs less as a column than added.
-        ones = x.new_ones(len(x), 1)
-        scores = Scores.of(torch.cat([x, ones], 1), self.weights_and_bias, group)
+        scores = Scores.of(torch.cat([x, x.new_ones(len(x), 1)], 1), self.weights_and_bias, group)
         least = self.question.least(scores.best)
         clear = least > -torch.inf
         tokens, latents, few = scores.reaching(torch.where(clear, least, torch.nan)[None])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sae.order import (
+    bits_from,
     by_number,
     kth_largest,
     kth_largest_reference,
@@ -85,3 +86,10 @@ def test_of_equal_scores_each_latent_comes_once() -> None:
     values, indices = largest(tokens, latents, torch.full((27,), -2.5), 3, 6)
     assert values.eq(-2.5).all()
     assert all(len(set(row)) == 6 for row in indices.tolist())
+
+
+def test_bits_are_of_the_next_bfloat16_up() -> None:
+    numbers = torch.tensor([1.0, 1.0 + 2.0**-20, 1.0 + 2.0**-7, 3.0, 1e-3])
+    found = bits_from(numbers).view(torch.bfloat16)
+    assert found[:4].tolist() == [1.0, 1.0 + 2.0**-7, 1.0 + 2.0**-7, 3.0]
+    assert numbers[4] <= found[4] < numbers[4] * (1 + 2.0**-7)

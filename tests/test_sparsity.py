@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae.screening import PANEL, Encoder, Question, Scores, Screen, bits_from
+from sae.screening import PANEL, Encoder, Question, Scores, Screen
 from sae.sparsity import above, batch_topk, select_batch_topk, select_topk, topk
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -175,13 +175,6 @@ def test_one_long_row_widens_the_bound_of_its_panel_alone() -> None:
     before, after = screen.margins(screen.inputs(x)), wider.margins(wider.inputs(x))
     assert torch.equal(before[others], after[others])
     assert (after[1] > 100 * before[1]).all()
-
-
-def test_bits_are_of_the_next_bfloat16_up() -> None:
-    numbers = torch.tensor([1.0, 1.0 + 2.0**-20, 1.0 + 2.0**-7, 3.0, 1e-3])
-    found = bits_from(numbers).view(torch.bfloat16)
-    assert found[:4].tolist() == [1.0, 1.0 + 2.0**-7, 1.0 + 2.0**-7, 3.0]
-    assert numbers[4] <= found[4] < numbers[4] * (1 + 2.0**-7)
 
 
 def test_each_panel_and_token_is_asked_its_own() -> None:
