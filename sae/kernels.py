@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from sae.order import by_number
+
 
 @dataclass(frozen=True)
 class Transpose:
@@ -31,7 +33,7 @@ class Transpose:
     def of(cls, indices: Tensor, n_latents: int) -> Transpose:
         """Of indices [token, width], each below `n_latents`."""
         flat = indices.flatten()
-        order = by_latent(flat, n_latents)
+        order = by_number(flat, n_latents)
         tokens = order.div(max(indices.shape[1], 1), rounding_mode="floor")
         counts = torch.bincount(flat, minlength=n_latents)
         return cls(order, tokens, counts.cumsum(0) - counts)
@@ -70,11 +72,11 @@ def sparse_rows(indices: Tensor, weights: Tensor, table: Tensor) -> Tensor:
     return functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
 
 
-def by_latent(latents: Tensor, n_latents: int) -> Tensor:
-    """The stable order by latent of int64 [pair] below `n_latents`."""
-    # A radix sort goes over the bytes: half as many take half the time.
-    narrow = torch.int16 if n_latents <= torch.iinfo(torch.int16).max else torch.int32
-    return latents.to(narrow).sort(stable=True).indices
+def summed(values: Tensor, indices: Tensor, n_latents: int) -> Tensor:
+    """The sum of the values of each latent, [n_latents], of values and indices [token, width]."""
+    # Unlike others that add in place, this one adds in the same order every time on a GPU too.
+    sums = values.new_zeros(n_latents)
+    return sums.index_put_((indices.flatten(),), values.flatten(), accumulate=True)
 
 
 def row_dots(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class _SelectedValues(torch.autograd.Function):
         if needs_w_enc or needs_b_enc or needs_b_dec:
             transpose = ctx.transpose or Transpose.of(indices, len(w_enc))
             g_w_enc = transpose.scatter(gradient, x) if needs_w_enc else None
-            g_b_enc = transpose.scatter(gradient, torch.ones_like(x[:, :1])).squeeze(1)
+            g_b_enc = summed(gradient, indices, len(w_enc))
             g_b_dec = -(g_b_enc @ w_enc) if needs_b_dec else None
         return None, None, g_x, g_w_enc, g_b_enc if needs_b_enc else None, g_b_dec, None
 

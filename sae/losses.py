@@ -17,7 +17,7 @@ from torch import Tensor
 from sae.config import SAEConfig
 from sae.distributed import Parallel
 from sae.goals import Goal, Moment, in_units, squares
-from sae.kernels import EncoderWeights, Transpose, decode, selected_values
+from sae.kernels import EncoderWeights, Transpose, decode, selected_values, summed
 from sae.model import SparseAutoencoder
 from sae.sparsity import select_batch_topk, select_topk
 
@@ -126,8 +126,7 @@ def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Te
 
 def fired(model: SparseAutoencoder, values: Tensor, indices: Tensor) -> Tensor:
     """Which latents are active on some token, bool [n_latents], of values and indices [token, width]."""
-    mass = torch.zeros(model.n_latents, dtype=values.dtype, device=values.device)
-    return mass.index_put_((indices.flatten(),), values.detach().flatten(), accumulate=True) > 0
+    return summed(values.detach(), indices, model.n_latents) > 0
 
 
 def l0(values: Tensor) -> Tensor:

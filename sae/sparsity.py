@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sae.order import largest, rectangle
 from sae.screening import Encoder, Question, slices
 
 
@@ -39,35 +40,16 @@ def batch_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     n_tokens, n_latents = pre_acts.shape
     flat = pre_acts.flatten()
-    places = torch.topk(flat, k * n_tokens, sorted=False).indices.sort().values
+    places = torch.topk(flat, k * n_tokens, sorted=False).indices
     tokens = places.div(n_latents, rounding_mode="floor")
     return _descending(tokens, places - tokens * n_latents, flat[places].relu(), n_tokens)
 
 
 def _descending(tokens: Tensor, latents: Tensor, values: Tensor, n_tokens: int) -> tuple[Tensor, Tensor]:
-    """Pairs, by token, as rectangles of values and indices, descending in each token."""
+    """Pairs as rectangles of values and indices, descending in each token."""
     values, indices = rectangle(tokens, n_tokens, 1, (values, 0), (latents, 0))
     values, places = values.sort(dim=1, descending=True, stable=True)
     return values, indices.gather(1, places)
-
-
-def rectangle(tokens: Tensor, n_tokens: int, least: int, *columns: tuple[Tensor, float]) -> list[Tensor]:
-    """Ragged columns as rectangles [token, width], `width` the largest number of a token, filled up with a number.
-
-    Args:
-        tokens: int64 [pair], ascending.
-        n_tokens: rows of the result.
-        least: smallest width.
-        columns: each [pair], with what it is filled up with.
-    """
-    counts = torch.bincount(tokens, minlength=n_tokens)
-    width = max(least, int(counts.max())) if len(counts) else least
-    first = counts.cumsum(0) - counts
-    place = torch.arange(len(tokens), device=tokens.device) + (tokens * width - first[tokens])
-    filled = [column.new_full((n_tokens * width,), fill) for column, fill in columns]
-    return [
-        out.scatter_(0, place, column).view(n_tokens, width) for out, (column, _) in zip(filled, columns, strict=True)
-    ]
 
 
 def above(pre_acts: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -115,9 +97,7 @@ def select_topk(
 
 def _select_topk(x: Tensor, encoder: Encoder, k: int) -> tuple[Tensor, Tensor]:
     pairs = encoder.pairs(x)
-    scores, latents = rectangle(pairs.tokens, len(x), k, (pairs.scores, -torch.inf), (pairs.latents, 0))
-    values, places = scores.topk(k)
-    indices = latents.gather(1, places)
+    values, indices = largest(pairs.tokens, pairs.latents, pairs.scores, len(x), k)
     if len(rest := pairs.unscreened):
         values[rest], indices[rest] = torch.topk(encoder.dense(x[rest]), k)
     return values.relu_(), indices
@@ -145,8 +125,8 @@ def select_batch_topk(
     if len(rest := pairs.unscreened):
         dense = encoder.dense(x[rest])
         # Not "reaches": nan, where nothing is known, excludes none.
-        row, latent = (~(dense < pairs.least[rest])).nonzero().unbind(1)
-        tokens, order = torch.cat([tokens, rest[row]]).sort(stable=True)
-        latents, scores = torch.cat([latents, latent])[order], torch.cat([scores, dense[row, latent]])[order]
-    kept = torch.topk(scores, k * len(x), sorted=False).indices.sort().values
+        row, latent = (~(dense < pairs.least[rest, None])).nonzero().unbind(1)
+        tokens, latents = torch.cat([tokens, rest[row]]), torch.cat([latents, latent])
+        scores = torch.cat([scores, dense[row, latent]])
+    kept = torch.topk(scores, k * len(x), sorted=False).indices
     return _descending(tokens[kept], latents[kept], scores[kept].relu(), len(x))

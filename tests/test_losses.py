@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,15 @@ from sae.trainer import Rates, Trainer, rates_at
 D, M, K = 6, 20, 3
 CASES: list[tuple[Kind, tuple[int, ...]]] = [*((kind, ()) for kind in KINDS), *((kind, (5, 11, M)) for kind in K_KINDS)]
 Dense = Callable[[SparseAutoencoder, Tensor, Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small gain nothing from threads, whose waiting for each other takes most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _model(kind: Kind, groups: tuple[int, ...] = ()) -> tuple[SparseAutoencoder, Tensor]:

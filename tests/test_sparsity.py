@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae.screening import GROUPS, Encoder, Question
+from sae.screening import PANEL, Encoder, Question, Scores, Screen
 from sae.sparsity import above, batch_topk, select_batch_topk, select_topk, topk
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -105,7 +105,7 @@ def test_equal_pre_activations_give_k_different_latents(dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (7, 3), (30, 30), (129, 1), (130, 8), (1000, 499), (1031, 8)])
-def test_every_size_works_whole_groups_or_not(m: int, k: int, dtype: torch.dtype) -> None:
+def test_every_size_works_whole_blocks_or_not(m: int, k: int, dtype: torch.dtype) -> None:
     _check(*_case(m=m), k, dtype)
 
 
@@ -154,18 +154,40 @@ def test_a_token_with_too_many_candidates_is_computed_densely() -> None:
     assert len(pairs.tokens) == 0
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_the_bound_holds_for_every_pair(group: int) -> None:
-    for make in CASES.values():
-        x, w_enc, b_enc = make()
-        encoder = Encoder.of(w_enc, b_enc, Question(M // (2 * group)), torch.bfloat16)
-        screen = encoder.screen
-        assert screen is not None and screen.group >= group
-        rounded = screen.inputs(x)
-        cheap = (rounded.double() @ screen.weights.double().T)[:, :M]
-        exact = x.double() @ w_enc.double().T + b_enc.double()
-        bound = screen.errors(x, rounded).double().repeat_interleave(screen.group, 1)[:, :M]
-        assert ((cheap - exact).abs() <= bound).all()
+@pytest.mark.parametrize("name", CASES)
+def test_the_bound_holds_for_every_pair(name: str) -> None:
+    x, w_enc, b_enc = CASES[name]()
+    screen = Screen.of(w_enc, b_enc)
+    inputs = screen.inputs(x)
+    below = (inputs.double() @ screen.weights.double().T)[:, :M]
+    exact = x.double() @ w_enc.double().T + b_enc.double()
+    above_it = screen.margins(inputs).double().T.repeat_interleave(PANEL, 1)[:, :M]
+    assert (below <= exact).all()
+    assert (exact <= below + above_it).all()
+
+
+def test_one_long_row_widens_the_bound_of_its_panel_alone() -> None:
+    x, w_enc, b_enc = _case(m=2048)
+    screen = Screen.of(w_enc, b_enc)
+    w_enc[PANEL] *= 1000
+    wider = Screen.of(w_enc, b_enc)
+    others = torch.arange(2048 // PANEL) != 1
+    before, after = screen.margins(screen.inputs(x)), wider.margins(wider.inputs(x))
+    assert torch.equal(before[others], after[others])
+    assert (after[1] > 100 * before[1]).all()
+
+
+def test_each_panel_and_token_is_asked_its_own() -> None:
+    values = torch.zeros(2 * PANEL, 3)
+    values[[4, 4, PANEL, PANEL, PANEL + 9], [0, 1, 0, 1, 2]] = 5.0
+    asked = torch.tensor([[4.0, 6.0, 4.0], [6.0, 4.0, 5.0]])
+    tokens, latents, few = Scores(values, values[:0]).reaching(asked)
+    assert list(zip(latents.tolist(), tokens.tolist(), strict=True)) == [(4, 0), (PANEL, 1), (PANEL + 9, 2)]
+    assert few.all()
+    # Every latent reaches zero, which is too many of one token and no matter to the others.
+    tokens, latents, few = Scores(values, values[:0]).reaching(asked * torch.tensor([0.0, 1.0, 1.0]))
+    assert list(zip(latents.tolist(), tokens.tolist(), strict=True)) == [(PANEL, 1), (PANEL + 9, 2)]
+    assert few.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
