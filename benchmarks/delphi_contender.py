@@ -103,6 +103,19 @@ def export(cache: LatentCache, folder: Path) -> None:
     (folder / HOOKPOINT / "config.json").write_text(json.dumps({"model_name": "none", "ctx_len": length}))
 
 
+def entries(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What a cache of Delphi's holds for one hookpoint: context, position, latent, activation; all [n]."""
+    from safetensors.numpy import load_file
+
+    parts = []
+    for path in folder.glob("*.safetensors"):
+        split = load_file(path)
+        context, position, latent = split["locations"].astype(np.int64).T
+        parts.append((context, position, latent + int(path.stem.split("_")[0]), split["activations"]))
+    context, position, latent, activation = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return context, position, latent, activation
+
+
 def check() -> dict[str, Any]:
     """Import what is measured."""
     import delphi.clients

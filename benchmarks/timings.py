@@ -47,12 +47,12 @@ class Timings:
         pairs = zip(self.rounds[name], self.rounds[other], strict=True)
         return statistics.median(one.cpu / two.cpu for one, two in pairs)
 
-    def table(self) -> dict[str, dict[str, list[float]]]:
+    def table(self, digits: int = 2) -> dict[str, dict[str, list[float]]]:
         """Milliseconds for a unit, the median first and then each round."""
         return {
             name: {
-                "wall_ms": [round(1000 * seconds, 2) for seconds in (self.wall(name), *(t.wall for t in rounds))],
-                "cpu_ms": [round(1000 * seconds, 2) for seconds in (self.cpu(name), *(t.cpu for t in rounds))],
+                "wall_ms": [round(1000 * seconds, digits) for seconds in (self.wall(name), *(t.wall for t in rounds))],
+                "cpu_ms": [round(1000 * seconds, digits) for seconds in (self.cpu(name), *(t.cpu for t in rounds))],
             }
             for name, rounds in self.rounds.items()
         }
