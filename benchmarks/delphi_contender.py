@@ -13,7 +13,6 @@ import itertools
 import json
 import logging
 import os
-import resource
 import subprocess
 import sys
 import types
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.chat_protocol import answer_of
-from benchmarks.timings import Timing, timed
+from benchmarks.timings import Timing, peak_kib, timed
 from sae.latents import LatentCache
 
 HOOKPOINT = "layers.0"
@@ -204,7 +203,7 @@ def cache(subject: str, dictionary: str, tokens: str, out: str, hookpoint: str) 
     model = AutoModel.from_pretrained(subject, dtype=torch.float32).eval()
     # torch.compile, which its command asks for, changes nothing where only `encode` is called.
     encoders, transcode = load_sparsify_hooks(model, dictionary, [hookpoint])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kib()
     found = DelphiCache(model, encoders, batch_size=32, transcode=transcode)
 
     def work() -> None:
@@ -214,7 +213,7 @@ def cache(subject: str, dictionary: str, tokens: str, out: str, hookpoint: str) 
     times = timed(work)._asdict()
     size = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
     cached = sum(len(part) for part in found.cache.tokens.values()) * ids.shape[1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kib()
     return {**times, "tokens": cached, "bytes": size, "before_kib": before, "peak_kib": peak}
 
 

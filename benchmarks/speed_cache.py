@@ -15,7 +15,6 @@ import io
 import json
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import delphi_contender
-from benchmarks.timings import Timing, Timings, timed
+from benchmarks.timings import Timing, Timings, peak_kib, timed
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
 from sae.architecture import Architecture
 from sae.artifacts import latents_folder
@@ -198,11 +197,11 @@ def ours(config: SpeedConfig) -> dict[str, Any]:
     command += ["--tokens", str(config.tokens), "--context-length", str(config.context_length)]
     # A complete cache would be kept as it is.
     shutil.rmtree(run, ignore_errors=True)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kib()
     timing = timed(lambda: cache(command))
     found = _cache_of(config.folder)
     size = sum(path.stat().st_size for path in found.folder.iterdir())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kib()
     sizes = {"bytes_a_token": round(size / found.n_tokens, 1)}
     return {
         **{**timing._asdict(), "tokens": found.n_tokens, **sizes},

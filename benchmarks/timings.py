@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -56,6 +57,12 @@ class Timings:
             }
             for name, rounds in self.rounds.items()
         }
+
+
+def peak_kib() -> int:
+    """Most memory that this process has had, in KiB; getrusage would count its parent's from before its start."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def prompt_sizes(prompts: Sequence[str], n_latents: int) -> dict[str, float]:
