@@ -16,7 +16,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,7 @@ from benchmarks import delphi_contender
 from benchmarks.chat_protocol import answer_of, serve
 from benchmarks.delphi_contender import FORMS, Delphi
 from benchmarks.planted import CONTEXT_LENGTH, DICTIONARY, TOKENIZER, Firings, Text, topics_text, write_latents
-from benchmarks.timings import Timings, prompt_sizes, timed
+from benchmarks.timings import Timings, peak_kib, prompt_sizes, timed
 from sae.artifacts import dictionary_folder, latents_folder, writing
 from sae.cli import parse, run_stage
 from sae.latents import LatentCache
@@ -192,14 +191,14 @@ class Recording:
 def scripted_run(folder: Path, n_latents: int) -> dict[str, float]:
     """Explain and score many latents without a server; peak memory in MB, and seconds."""
     run = write_run(folder / "run", n_latents)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_kib() / 1024
     start = time.perf_counter()
     with Recording(keep=False), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         llm = ["--client", "openai", "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--answers", "text"]
         few = ["--n-latents", str(n_latents), "--n-test", "10", "--min-examples", "10", "--n-train", "10"]
         assert run_stage(explain.main, ["--run", str(run), *few, *llm]) == 0
         assert run_stage(score.main, ["--run", str(run), *llm]) == 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_kib() / 1024
     return {"before_mb": round(before), "peak_mb": round(peak), "seconds": round(time.perf_counter() - start, 1)}
 
 
