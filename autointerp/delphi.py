@@ -12,7 +12,8 @@ import dataclasses
 import numpy as np
 
 from autointerp.config import ExamplesConfig
-from autointerp.examples import MATCH, TRAIN, ExampleSampler, Firings, Ints, Windows
+from autointerp.examples import MATCH, TRAIN, ExampleSampler
+from autointerp.windows import Firings, Ints, Windows
 from sae.errors import InputError
 from sae.latents import LatentCache
 

@@ -8,23 +8,19 @@ The first position of a context never carries an activation.
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from autointerp.config import ExamplesConfig
 from autointerp.pieces import Pieces, read_tokenizer
-from autointerp.records import Example, LatentExamples
+from autointerp.records import LatentExamples
+from autointerp.windows import Firings, Ints, Shown, WindowReader, Windows
 from sae.latents import LatentCache
 
 Eligibility = Literal["ok", "too_rare", "too_dense"]
-Ints = npt.NDArray[np.int64]
 
 POOL = 20_000
 """Score contexts among which the matching non-activating ones are looked for; keeps the time flat in large caches."""
@@ -47,49 +43,6 @@ def sample_latents(cache: LatentCache, n: int, seed: int) -> list[int]:
     return sorted(rng.permutation(np.flatnonzero(alive))[:n].tolist())
 
 
-@functools.cache
-def peak_odds(window: int, length: int, at_beginning: bool, at_end: bool) -> tuple[float, ...]:
-    """P(a window is placed where it is | its peak is on its token i), [length], as `ExampleSampler` places windows.
-
-    A window at the beginning of its context has its peak early more often than others, one at the end late.
-    """
-    before, token = np.arange(window // 2, window)[:, None], np.arange(length)
-    if at_beginning and at_end:
-        return (1.0,) * length
-    fits = before >= token if at_beginning else before <= token if at_end else before == token
-    return tuple(np.mean(fits, axis=0).tolist())
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows as numbers: context, first position inside it, tokens; all [n]."""
-
-    context: Ints
-    start: Ints
-    length: Ints
-
-    def __len__(self) -> int:
-        return len(self.context)
-
-    def __getitem__(self, index: Any) -> Windows:
-        return Windows(self.context[index], self.start[index], self.length[index])
-
-
-@dataclass(frozen=True)
-class Firings:
-    """Where one latent fires, and its peak in each context in which it does."""
-
-    token: Ints
-    activation: npt.NDArray[np.float32]
-    peak_context: Ints
-    peak_token: Ints
-    peak: npt.NDArray[np.float32]
-
-    def none_in(self, start: Ints, stop: Ints) -> npt.NDArray[np.bool_]:
-        """Whether it fires nowhere between the token indices, [n]."""
-        return np.asarray(np.searchsorted(self.token, start) == np.searchsorted(self.token, stop))
-
-
 class ExampleSampler:
     """Draws the windows of one latent after the other.
 
@@ -103,10 +56,13 @@ class ExampleSampler:
     def __init__(self, cache: LatentCache, config: ExamplesConfig) -> None:
         self.cache = cache
         self.config = config
-        self._pieces = Pieces(read_tokenizer(cache))
         self.offsets: Ints = np.asarray(cache.context_offsets, np.int64)
         self.lengths: Ints = np.diff(self.offsets)
+        # Plain views of the mapped files: indexing a memmap takes several times as long.
         self.split = np.asarray(cache.context_split)
+        self._later = np.asarray(cache.context_start) > 0
+        ids = np.asarray(cache.token_ids)
+        self.reader = WindowReader(ids, self.offsets, config.window, Pieces(read_tokenizer(cache)))
         self._usable = {split: cache.usable_tokens(split) for split in ("explain", "score")}
         self._kept: OrderedDict[int, tuple[Eligibility, str, LatentExamples | None]] = OrderedDict()
 
@@ -131,7 +87,7 @@ class ExampleSampler:
         token, activation = self.cache.entries(latent)
         explain = self.split[self.cache.contexts_of(token)] == 0
         mass = np.bincount(self.cache.token_ids[token[explain]], weights=activation[explain])
-        return self._pieces([int(mass.argmax())])[0]
+        return self.reader.strings([int(mass.argmax())])[0]
 
     def density(self, latent: int) -> float:
         """Share of the usable tokens of both splits on which a latent fires."""
@@ -168,16 +124,15 @@ class ExampleSampler:
             reason = f"only {len(negatives)} of {len(test)} activating windows have {self.counterpart}"
             return "too_dense", f"{reason}; {config.min_examples} are needed", None
         by_peak = train[np.argsort(-fires.peak[train], kind="stable")]
-        shown, contrasted = self.shown(fires, windows[by_peak]), self.shown(fires, contrast)
-        train_weight, contrast_weight = self._weights(fires, shown, contrasted)
+        train_weight, contrast_weight = self._weights(fires, windows[by_peak], contrast)
         return (
             "ok",
             "",
             LatentExamples(
                 latent=latent,
                 top=self.shown(fires, windows[top]),
-                train=shown,
-                contrast=contrasted,
+                train=self.shown(fires, windows[by_peak]),
+                contrast=self.shown(fires, contrast),
                 test=self.shown(fires, test[matched]),
                 non_activating=self.shown(fires, negatives),
                 density=self.density(latent),
@@ -246,19 +201,22 @@ class ExampleSampler:
         rng = self.rng(latent, MATCH)
         pool = np.setdiff1d(self.cache.split_contexts("score"), test.context)
         pool = pool if len(pool) <= POOL else np.sort(rng.choice(pool, POOL, replace=False))
-        offsets, lengths = self.offsets[pool], self.lengths[pool]
-        later = np.asarray(self.cache.context_start)[pool] > 0
-        free = np.ones(len(pool), bool)
+        offsets, lengths, later = self.offsets[pool], self.lengths[pool], self._later[pool]
+        fires_in = np.flatnonzero(~fires.none_in(offsets, offsets + lengths))
+        free, far = np.ones(len(pool), bool), int(self.lengths.max())
         found: dict[int, int] = {}
         for i in rng.permutation(len(test)).tolist():
             context, start, stop = test.context[i], test.start[i], test.start[i] + test.length[i]
             fits = free & (lengths >= stop)
-            fits[fits] = fires.none_in(offsets[fits] + start, offsets[fits] + stop)
-            if not fits.any():
+            # A context in which it fires elsewhere may still do.
+            fits[fires_in] &= fires.none_in(offsets[fires_in] + start, offsets[fires_in] + stop)
+            choices = np.flatnonzero(fits)
+            if not len(choices):
                 continue
-            elsewhere = later != (self.cache.context_start[context] > 0)
-            distance = np.abs(lengths - self.lengths[context]) + elsewhere * int(self.lengths.max())
-            choice = rng.choice(np.flatnonzero(fits & (distance == distance[fits].min())))
+            distance = np.abs(lengths[choices] - self.lengths[context])
+            distance += far * (later[choices] != self._later[context])
+            nearest = choices[distance == distance.min()]
+            choice = int(nearest[rng.integers(len(nearest))])
             found[i], free[choice] = int(pool[choice]), False
         matched = np.array(sorted(found), np.int64)
         negatives = np.array([found[i] for i in sorted(found)], np.int64)
@@ -266,37 +224,20 @@ class ExampleSampler:
 
     def text(self, windows: Windows, i: int) -> str:
         """A window's text."""
-        begin = int(self.offsets[windows.context[i]] + windows.start[i])
-        return "".join(self._pieces(self.cache.token_ids[begin : begin + int(windows.length[i])].tolist()))
+        return self.reader.text(windows, i)
 
-    def shown(self, fires: Firings, windows: Windows) -> tuple[Example, ...]:
-        return tuple(self._example(fires, windows, i) for i in range(len(windows)))
+    def shown(self, fires: Firings, windows: Windows) -> Shown:
+        """The windows with a latent's activations, as an explainer or a judge sees them."""
+        return self.reader.shown(fires, windows)
 
-    def _example(self, fires: Firings, windows: Windows, i: int) -> Example:
-        context, start, length = int(windows.context[i]), int(windows.start[i]), int(windows.length[i])
-        begin = int(self.offsets[context]) + start
-        activations = np.zeros(length, np.float32)
-        low, high = np.searchsorted(fires.token, [begin, begin + length])
-        activations[fires.token[low:high] - begin] = fires.activation[low:high]
-        tokens = self._pieces(self.cache.token_ids[begin : begin + length].tolist())
-        for j in range(length - 1, 0, -1):
-            # A token without a visible character hands its activation to the one that shows it.
-            if not tokens[j] and activations[j]:
-                activations[j - 1], activations[j] = max(activations[j - 1], activations[j]), 0
-        at_end = start + length == int(self.lengths[context])
-        odds = peak_odds(self.config.window, length, start == 0, at_end)
-        # One zero for all: tens of millions of them would be the bulk of what is kept.
-        strengths = tuple(a or 0.0 for a in activations.tolist())
-        return Example(f"c{context}.s{start}.n{length}", tuple(tokens), strengths, odds)
-
-    def _weights(self, fires: Firings, train: Sequence[Example], contrast: Sequence[Example]) -> tuple[float, float]:
+    def _weights(self, fires: Firings, train: Windows, contrast: Windows) -> tuple[float, float]:
         """Weights under which the windows' firing and silent tokens add up to those of the explain split.
 
         The first token of a window does not count: it has no left context to judge it by.
         """
         n_firing = int((self.split[self.cache.contexts_of(fires.token)] == 0).sum())
-        firing = sum(a > 0 for example in train for a in example.activations[1:])
-        silent = sum(a == 0 for example in train for a in example.activations[1:])
+        firing = self.reader.n_firing(fires, train)
+        silent = int((train.length - 1).sum()) - firing
         train_weight = n_firing / max(firing, 1)
         rest = self._usable["explain"] - n_firing - train_weight * silent
-        return train_weight, max(rest, 0.0) / max(sum(len(example.tokens) - 1 for example in contrast), 1)
+        return train_weight, max(rest, 0.0) / max(int((contrast.length - 1).sum()), 1)

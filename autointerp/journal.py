@@ -67,7 +67,7 @@ class Journal:
         entry = _entry(slot, key, rows, usage)
         self._stream.write(entry)
         self._stream.flush()
-        self._note(json.loads(entry), place)
+        self._note(slot, key, any(row.status == "error" for row in rows), usage, place)
 
     def __contains__(self, slot: tuple[int, int]) -> bool:
         """Whether a request has rows, be it those of a failure."""
@@ -136,19 +136,20 @@ class Journal:
                 entry = None
             if entry is None:
                 break
-            self._note(entry, end)
+            latent, number = entry["slot"]
+            failed = any(row["status"] == "error" for row in entry["rows"])
+            self._note((latent, number), entry["key"], failed, Usage(*entry["usage"]), end)
             end += len(raw)
         self._stream.truncate(end)
 
-    def _note(self, entry: Mapping[str, Any], place: int) -> None:
-        latent, number = entry["slot"]
-        prompt, completion = entry["usage"]
-        self.usage = Usage(self.usage.prompt_tokens + prompt, self.usage.completion_tokens + completion)
-        if (latent, number) == NOWHERE:
+    def _note(self, slot: tuple[int, int], key: str, failed: bool, usage: Usage, place: int) -> None:
+        self.usage = Usage(
+            self.usage.prompt_tokens + usage.prompt_tokens, self.usage.completion_tokens + usage.completion_tokens
+        )
+        if slot == NOWHERE:
             return
-        failed = any(row["status"] == "error" for row in entry["rows"])
-        self._places[latent, number] = (entry["key"], failed, place)
-        self._used[latent, number] = Usage(prompt, completion)
+        self._places[slot] = (key, failed, place)
+        self._used[slot] = usage
         self.n_answers += 1
 
 

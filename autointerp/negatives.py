@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from autointerp.config import ExamplesConfig
-from autointerp.examples import POOL, TEST, ExampleSampler, Firings, Ints, Windows
+from autointerp.examples import POOL, TEST, ExampleSampler
 from autointerp.records import Example
+from autointerp.windows import Firings, Ints, Windows
 from sae.latents import LatentCache
 
 Kind = Literal["random", "same-token", "neighbour", "quantile", "near"]

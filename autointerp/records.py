@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -50,15 +50,15 @@ class LatentExamples:
     """All that explain and score see of a latent; explain-split and score-split windows share no document group."""
 
     latent: int
-    top: tuple[Example, ...]
+    top: Sequence[Example]
     """The most strongly activating windows of the explain split, strongest first: what a person would be shown."""
-    train: tuple[Example, ...]
+    train: Sequence[Example]
     """Activating windows of the explain split, a uniform sample, strongest first: frequencies are estimated from it."""
-    contrast: tuple[Example, ...]
+    contrast: Sequence[Example]
     """Windows of the explain split in which the latent does not fire."""
-    test: tuple[Example, ...]
+    test: Sequence[Example]
     """Activating windows of the score split: a uniform sample of the contexts in which it fires."""
-    non_activating: tuple[Example, ...]
+    non_activating: Sequence[Example]
     """Windows of the score split in which it does not fire, matched one to one to `test` in length and position."""
     density: float
     """Share of the cached usable tokens on which it fires, both splits."""
@@ -66,7 +66,7 @@ class LatentExamples:
     """Tokens of the explain split that each token of a train window stands for; its firing tokens then add up."""
     contrast_weight: float = 1.0
     """Tokens of the explain split that each token of a contrast window stands for; with `train`, all of them add up."""
-    hard: tuple[Example, ...] = ()
+    hard: Sequence[Example] = ()
     """Windows of the explain split that look like those in which it fires, and in which it is silent."""
     n_unmatched: int = 0
     """Activating windows left out of `test` because no non-activating one of the kind asked for is left for them."""

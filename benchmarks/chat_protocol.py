@@ -8,14 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 
-EXPLANATION = "They all share a word.\nEXPLANATION: The word of a planted latent."
+EXPLANATION = "They all share a word.\n{mark}: The word of a planted latent."
+MARKS = ("[EXPLANATION]", "EXPLANATION")
+"""What an explainer is told to put before its sentence: Delphi's, ours."""
 
 
 def answer_of(messages: Sequence[Mapping[str, str]]) -> str:
     """An explanation, or one digit for each text in the question."""
-    if "EXPLANATION:" in messages[0]["content"]:
-        return EXPLANATION
-    texts = re.findall(r"^Text \d+:", messages[-1]["content"], re.MULTILINE)
+    for mark in MARKS:
+        if f"{mark}:" in messages[0]["content"]:
+            return EXPLANATION.format(mark=mark)
+    texts = re.findall(r"^(?:Text|Example) \d+:", messages[-1]["content"], re.MULTILINE)
     return json.dumps([number % 2 for number in range(len(texts))])
 
 

@@ -1,4 +1,6 @@
-"""Time explain and score against a local server that answers at once or after 50 ms, beside a bare AsyncOpenAI loop.
+"""Time explain and score against a local server that answers at once or after 50 ms.
+
+Beside a bare AsyncOpenAI loop with the same requests, and beside Delphi on the same latents where it is installed.
 
 python benchmarks/speed_llm.py                          own CPU, wall time, prompts, memory
 python benchmarks/speed_llm.py --many 0                 without the 10,000 latents for memory
@@ -7,22 +9,20 @@ python benchmarks/speed_llm.py --many 0                 without the 10,000 laten
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
-import importlib.util
 import io
+import itertools
 import json
 import logging
 import multiprocessing
 import os
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,23 @@ from autointerp import explain, score
 from autointerp.clients.openai_compatible import OpenAIClient
 from autointerp.plugins import LLMClient
 from autointerp.records import Completion, Request
+from benchmarks import delphi_contender
 from benchmarks.chat_protocol import answer_of, serve
-from benchmarks.planted import DICTIONARY, TOKENIZER, Firings, Text, topics_text, write_latents
+from benchmarks.delphi_contender import FORMS, Delphi
+from benchmarks.planted import CONTEXT_LENGTH, DICTIONARY, TOKENIZER, Firings, Text, topics_text, write_latents
+from benchmarks.timings import Timings, peak_kib, prompt_sizes, timed
 from sae.artifacts import dictionary_folder, latents_folder, writing
 from sae.cli import parse, run_stage
+from sae.latents import LatentCache
 from sae.runs import claim_run
 
 FIRINGS = 400
 """Tokens on which each latent fires."""
-DELPHI = {"as shipped": 1.24, "with its concurrency patched to 10": 0.20}
-"""Seconds a latent of Delphi 0.1.3 against a server that takes 50 ms, on a machine with 2 cores."""
-DELPHI_CHARACTERS = 132_800
-"""Characters a latent of Delphi's prompts for 100 judged windows."""
+PUBLISHED = {"as shipped (published)": 1.24, "10 in flight (published)": 0.20}
+"""Seconds a latent of Delphi 0.1.3 against a server that takes 50 ms, measured earlier on a machine with 2 cores."""
+PUBLISHED_CHARACTERS = 132_800
+"""Characters a latent of its prompts for 200 judged texts."""
+OWN = ("ours", "bare loop")
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class SpeedConfig:
     examples_per_prompt: int | None = None
     """Texts in one question; by default as score has it."""
     rounds: int = 3
-    """Rounds of ours and the bare loop by turns; the median counts."""
+    """Rounds of all contenders by turns; medians count."""
+    delphi: int = 25
+    """Latents that Delphi explains and scores in each round; 0 leaves it out."""
     delay: float = 0.05
     """Seconds that the slow server takes."""
     many: int = 10_000
@@ -83,37 +90,51 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = measured(Path(folder), config)
     if config.many:
         found["peak_mb"] = {n: _memory_of(n) for n in (config.many // 10, config.many)}
-    found["delphi_installed"] = importlib.util.find_spec("delphi") is not None
     print(json.dumps(found, indent=1))
 
 
 def measured(folder: Path, config: SpeedConfig) -> dict[str, Any]:
-    """Own CPU per request, wall time a latent, and what the prompts hold."""
-    run = write_run(folder / "run", config.latents)
+    """What every contender takes for a latent, all by turns, and what the prompts hold."""
+    n, run = config.latents, write_run(folder / "run", config.latents)
     with Recording() as requests:
         both(run, config, "http://127.0.0.1:9/v1", folder / "recorded")
     bodies = [OpenAIClient("m", "http://127.0.0.1:9/v1", "none").body(request) for request in requests]
-    ours, bare = [], []
-    with serving(0.0) as url:
-        asyncio.run(bare_loop(url, bodies[:200], config.concurrency))
-        for number in range(config.rounds):
-            ours.append(_cpu(lambda n=number: both(run, config, url, folder / f"ours{n}")))
-            bare.append(_cpu(lambda: asyncio.run(bare_loop(url, bodies, config.concurrency))))
-    with serving(config.delay) as url:
-        start, cpu = time.perf_counter(), time.process_time()
-        both(run, config, url, folder / "slow")
-        wall, spent = time.perf_counter() - start, time.process_time() - cpu
-    n = len(requests)
+    why_not = delphi_contender.missing() if config.delphi else "left out by --delphi 0"
+    cache = LatentCache.open(latents_folder(run, DICTIONARY))
+    delphi = None if why_not else Delphi(cache, TOKENIZER, folder / "delphi", min(config.delphi, n))
+    timings = Timings()
+    with serving(0.0) as fast, serving(config.delay) as slow:
+        asyncio.run(bare_loop(fast, bodies[:200], config.concurrency))
+        for number, (speed, url) in itertools.product(range(config.rounds), (("fast", fast), ("slow", slow))):
+            out = folder / f"{speed}{number}"
+            timings.add(f"ours, {speed}", timed(partial(both, run, config, url, out)), n)
+            bare = timed(lambda url=url: asyncio.run(bare_loop(url, bodies, config.concurrency)))
+            timings.add(f"bare loop, {speed}", bare, n)
+            for form in FORMS if delphi else ():
+                timings.add(f"Delphi {form}, {speed}", delphi.timed(url, form), delphi.n_latents)
+    wall = timings.wall("ours, slow")
+    slower = {form: timings.wall(f"Delphi {form}, slow") / wall for form in FORMS} if delphi else {}
+    slower = slower or {form: seconds / wall for form, seconds in PUBLISHED.items()}
     return {
-        "requests_a_latent": n / config.latents,
-        "own_cpu_ms_a_request": round(1000 * statistics.median(ours) / n, 3),
-        "bare_cpu_ms_a_request": round(1000 * statistics.median(bare) / n, 3),
-        "ratio": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
-        "wall_s_a_latent": round(wall / config.latents, 4),
-        "of_which_cpu_s": round(spent / config.latents, 4),
-        "faster_than_delphi": {name: round(s * config.latents / wall, 1) for name, s in DELPHI.items()},
-        **prompts_of(requests, config.latents),
+        "delphi": f"{why_not}; published figures stand for it" if why_not else "measured in this run",
+        "ms_a_latent_median_and_rounds": timings.table(),
+        "cpu_ms_a_request": {name: round(1000 * timings.cpu(f"{name}, fast") * n / len(requests), 3) for name in OWN},
+        "cpu_of_bare_loop": round(timings.cpu_ratio(*(f"{name}, fast" for name in OWN)), 3),
+        "times_faster_than_delphi": {form: round(times, 1) for form, times in slower.items()},
+        **prompts_of(requests, n, delphi),
     }
+
+
+def prompts_of(requests: Sequence[Request], n_latents: int, delphi: Delphi | None) -> dict[str, Any]:
+    """How large the prompts are, ours and Delphi's."""
+    ours = prompt_sizes(["\x00".join(message.content for message in r.messages) for r in requests], n_latents)
+    theirs: dict[str, float] = {"characters_a_latent": PUBLISHED_CHARACTERS}
+    if delphi:
+        prompts, judged = delphi.prompts()
+        theirs = {**prompt_sizes(prompts, delphi.n_latents), "judged_a_latent": judged}
+    ours["judged_a_latent"] = sum(len(r.context.get("texts", ())) for r in requests) / n_latents
+    share = ours["characters_a_latent"] / theirs["characters_a_latent"]
+    return {"prompts": {"ours": ours, "delphi": theirs}, "prompt_text_of_delphi": round(share, 3)}
 
 
 def both(run: Path, config: SpeedConfig, url: str, out: Path) -> None:
@@ -167,48 +188,23 @@ class Recording:
         OpenAIClient.complete = self._usual  # type: ignore[method-assign]
 
 
-def prompts_of(requests: Sequence[Request], n_latents: int) -> dict[str, Any]:
-    """Characters a latent, and the share that a cache of all prefixes sent before could serve."""
-    seen: list[str] = []
-    whole = served = 0
-    for request in requests:
-        text = "\x00".join(message.content for message in request.messages)
-        place = bisect.bisect(seen, text)
-        # The longest common prefix with anything sent before is with a neighbour in the order of the alphabet.
-        near = [_common(text, other) for other in seen[max(place - 1, 0) : place + 1]]
-        served += max(near, default=0)
-        whole += len(text)
-        seen.insert(place, text)
-    characters = whole / n_latents
-    return {
-        "prompt_characters_a_latent": round(characters),
-        "share_of_delphi": round(characters / DELPHI_CHARACTERS, 3),
-        "share_a_prefix_cache_can_serve": round(served / whole, 3),
-    }
-
-
-def _common(one: str, other: str) -> int:
-    """Length of the common prefix."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
 def scripted_run(folder: Path, n_latents: int) -> dict[str, float]:
     """Explain and score many latents without a server; peak memory in MB, and seconds."""
     run = write_run(folder / "run", n_latents)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_kib() / 1024
     start = time.perf_counter()
     with Recording(keep=False), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         llm = ["--client", "openai", "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--answers", "text"]
         few = ["--n-latents", str(n_latents), "--n-test", "10", "--min-examples", "10", "--n-train", "10"]
         assert run_stage(explain.main, ["--run", str(run), *few, *llm]) == 0
         assert run_stage(score.main, ["--run", str(run), *llm]) == 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_kib() / 1024
     return {"before_mb": round(before), "peak_mb": round(peak), "seconds": round(time.perf_counter() - start, 1)}
 
 
 def write_run(folder: Path, n_latents: int) -> Path:
     """A run with a latent cache in which every latent fires on 400 random tokens of the help topics."""
-    text, rng = topics_text(Tokenizer.from_file(str(TOKENIZER))), np.random.default_rng(0)
+    text, rng = whole_contexts(topics_text(Tokenizer.from_file(str(TOKENIZER)))), np.random.default_rng(0)
     claim_run(folder, {"subject": "planted", "variant": "planted", "corpus": "topics"})
     config = {"dictionary": DICTIONARY, "hookpoint": DICTIONARY, "layer": 0, "seed": 0, "n_latents": n_latents}
     with writing(dictionary_folder(folder, DICTIONARY), "sae", config, {}) as writer:
@@ -217,6 +213,14 @@ def write_run(folder: Path, n_latents: int) -> Path:
         (writer.partial / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
         write_latents(writer, text, n_latents, _firings(text, n_latents, rng))
     return folder
+
+
+def whole_contexts(text: Text) -> Text:
+    """The contexts of full length: Delphi knows no others."""
+    whole = np.flatnonzero(np.diff(text.offsets) == CONTEXT_LENGTH)
+    ids = text.ids[text.offsets[whole][:, None] + np.arange(CONTEXT_LENGTH)].ravel()
+    offsets = CONTEXT_LENGTH * np.arange(len(whole) + 1)
+    return Text(ids, offsets, text.document[whole], text.start[whole], text.split[whole], text.names)
 
 
 def _firings(text: Text, n_latents: int, rng: np.random.Generator) -> Firings:
@@ -241,12 +245,6 @@ def serving(delay: float) -> Iterator[str]:
     finally:
         process.terminate()
         process.join()
-
-
-def _cpu(work: Callable[[], None]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def _memory_of(n_latents: int) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,11 @@ from sklearn.metrics import roc_auc_score
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from autointerp.config import ExamplesConfig
-from autointerp.examples import ExampleSampler, Firings, Windows, sample_latents
+from autointerp.examples import ExampleSampler, sample_latents
 from autointerp.pieces import Pieces
 from autointerp.records import Example, LatentExamples
 from autointerp.scorers.fuzzing import _pairs
+from autointerp.windows import Firings, Shown, WindowReader, Windows
 from sae.latents import LatentCache
 
 CONFIG = ExamplesConfig()
@@ -222,15 +222,17 @@ def test_a_character_over_several_tokens_is_shown_by_the_first() -> None:
     assert Pieces(tokenizer)(ids) == ["x", "🙂"] + [""] * (len(ids) - 3) + ["y"]
 
 
-def test_an_invisible_token_hands_its_activation_to_the_visible_one(cache: LatentCache) -> None:
-    sampler, ids = ExampleSampler(cache, CONFIG), tiny_tokenizer().encode("x🙂y").ids
-    sampler.cache = SimpleNamespace(token_ids=np.array(ids))  # type: ignore[assignment]
-    sampler.offsets = np.array([0, len(ids)])
+def test_an_invisible_token_hands_its_activation_to_the_visible_one() -> None:
+    ids = np.array(tiny_tokenizer().encode("x🙂y").ids, np.uint32)
+    reader = WindowReader(ids, np.array([0, len(ids)]), CONFIG.window, Pieces(tiny_tokenizer()))
     last_byte, strength, first = np.array([len(ids) - 2]), np.array([2.0], np.float32), np.array([0])
-    fires = Firings(last_byte, strength, first, last_byte, strength)
-    example = sampler._example(fires, Windows(first, first, np.array([len(ids)])), 0)
+    fires, whole = Firings(last_byte, strength, first, last_byte, strength), Windows(first, first, np.array([len(ids)]))
+    (example,) = reader.shown(fires, whole)
     assert example.tokens[:2] == ("x", "🙂")
     assert example.activations == (0.0, 2.0, *[0.0] * (len(ids) - 2))
+    # From the second token on it is the first of the window that shows it, which does not count.
+    cut = Windows(first, first + 1, np.array([len(ids) - 1]))
+    assert [reader.n_firing(fires, windows) for windows in (whole, cut)] == [1, 0]
 
 
 def llama_like() -> Tokenizer:
@@ -267,3 +269,12 @@ def test_a_latent_takes_milliseconds(cache: LatentCache, sampler: ExampleSampler
 def test_the_planted_run_is_complete(tmp_path: Path) -> None:
     cache = planted_cache(write_planted_run(tmp_path / "run", variant="control", seed=3))
     assert cache.n_latents == 8 and cache.manifest.config["seed"] == 3
+
+
+def test_windows_are_read_once_and_only_when_somebody_looks(sampler: ExampleSampler) -> None:
+    read: list[str] = []
+    window = sampler.examples(TOKEN).top[0]
+    shown = Shown(1, lambda: read.append("read") or (window,))  # type: ignore[func-returns-value]
+    assert len(shown) == 1 and not read
+    assert shown == (window,) and (window,) == shown and shown[0] is window and shown[:1] == (window,)
+    assert read == ["read"] and shown != ()
