@@ -83,3 +83,14 @@ def test_a_transcoder_learns_the_same_whatever_the_units_of_its_target(kind: Kin
         fvus.append(float(error.square().sum() / variation(target * factor)))
     assert fvus[0] == pytest.approx(fvus[1], rel=1e-4) and fvus[2] == pytest.approx(fvus[1], rel=1e-4)
     assert fvus[1] < 1
+
+
+def test_without_gradients_the_same_latents_are_found_without_all_pre_activations() -> None:
+    model = SparseAutoencoder(Architecture("topk", 24, 300, 7))
+    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(1))
+    model.initialise(x, torch.Generator().manual_seed(0))
+    values, indices = model.encode(x)
+    with torch.no_grad():
+        screened_values, screened_indices = model.encode(x)
+    assert torch.equal(screened_indices, indices)
+    torch.testing.assert_close(screened_values, values.detach())
