@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,6 @@ from sae.artifacts import (
     write_json,
     writing,
 )
-from sae.cache import Arguments, resolved
 from sae.cli import parse, run_stage
 from sae.config import CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
@@ -51,7 +50,7 @@ from sae.layer_profiles import COUNTS, SHARES
 from sae.layer_prompt import Turned, show_prompt
 from sae.layer_summary import defined, summary_table
 from sae.memory import keep_freed_memory
-from sae.runs import claim_run, read_run
+from sae.runs import HELD_CORPUS, HELD_SUBJECT, claim_run, given_or_held
 from sae.subject import Subject, block_count, load_subject
 from sae.weights import subject_digest, subject_identity
 
@@ -117,9 +116,8 @@ class LayersConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Analyse, or show a prompt."""
     args = parse(LayersConfig, argv, "python -m sae.layers")
-    read_run(args.run)
     keep_freed_memory()
-    subject, corpus = resolved(Arguments(CacheConfig(args.run), subject=SubjectConfig("", device=args.device)))
+    subject, corpus = given_or_held(args.run, replace(HELD_SUBJECT, device=args.device), HELD_CORPUS)
     cache = CacheConfig(args.run, dictionary=args.dictionary, hookpoint=args.hookpoint, name=args.name)
     dictionary = find_layered(cache, block_count(subject) if args.hookpoint == "all" else 0)
     if args.prompt is None:
