@@ -36,7 +36,7 @@ from sae.layer_analysis import (
     spread_of,
     stream_similarity,
 )
-from sae.layer_dictionaries import find_layered, find_singles, layers_of
+from sae.layer_dictionaries import find_layered, find_singles
 from sae.layer_files import (
     fvu_entry,
     redundancy_entry,
@@ -198,8 +198,8 @@ def _write(
         summary["redundancy"] = redundancy_entry(*redundancy_of(args.run, singles, args.seed), singles)
     log.info("passing %d tokens through %s", store.n_tokens, subject.config.subject)
     dictionary, singles = dictionary.to(subject.device), [single.to(subject.device) for single in singles]
-    similarity = stream_similarity(subject, store, layers_of(dictionary))
-    results = losses_of(subject, store, layers_of(dictionary), [dictionary, *singles], args.loss_tokens)
+    similarity = stream_similarity(subject, store, dictionary.layers)
+    results = losses_of(subject, store, dictionary.layers, [dictionary, *singles], args.loss_tokens)
     summary |= {"similarity": similarity_entry(similarity), "fvu": fvu_entry(singles, results)}
     summary |= {metric: fvu_entry(singles, results, metric) for metric in ("ce_recovered", "kl") if args.loss_tokens}
     n_parameters = sum(parameter.numel() for parameter in subject.model.parameters())
@@ -207,8 +207,7 @@ def _write(
     write_latents(writer.partial, spread, directions, subject)
     write_layers(writer.partial, spread, similarity, results)
     write_json(writer.partial / "summary.json", defined({**about, **summary}))
-    active = [name for name in spread.columns if name.startswith("active_layers_")]
-    write_figures(writer.partial / "figures", spread, directions, similarity, active)
+    write_figures(writer.partial / "figures", spread, directions, similarity)
     counts = {"n_latents": summary["n_latents"], "living": summary["n_living"], "tokens": spread.n_tokens}
     writer.finish({**counts, "documents": spread.n_documents, "entries": int(spread.sums.counts.sum())})
 
