@@ -12,7 +12,6 @@ windows, so their difference is paired by latent.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,12 +29,11 @@ from autointerp.nulls import SHUFFLED
 from autointerp.stats import mean_interval
 from benchmarks.reading import variant_label
 from benchmarks.tables import UNDEFINED, table, written
-from sae.artifacts import complete_folders, read_manifest
+from sae.artifacts import complete_folders, latents_folder, read_manifest
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.runs import read_run
 
-AT = re.compile(r"(.+)\.at(\d+)")
 METRIC = "average_precision"
 WHOLE = "all layers"
 """Stands for the explanation that was made over all layers at once."""
@@ -63,32 +61,38 @@ def read_latents(run: Path, scorer: str) -> pd.DataFrame:
     Raises:
         InputError: the run has no such scores.
     """
-    rows = [row for folder, by, at in _folders(run) for row in _rows(folder, by, at, scorer)]
+    rows = [row for folder in _folders(run) for row in _rows(run, folder, scorer)]
     if not rows:
         make = f"python -m autointerp.score --run {run} --onto ..."
         raise InputError(f"{run} has no {scorer} scores of explanations at single layers; make them with {make}")
     return pd.DataFrame(rows)
 
 
-def _folders(run: Path) -> Iterator[tuple[Path, str, str]]:
-    """Folders of scores, with the names of what was explained and of what it was judged on."""
-    for explained in sorted((run / "scores").glob("*/*")):
-        for folder in complete_folders(explained):
-            yield folder, explained.parent.name, explained.parent.name
-    for onto in sorted((run / "transfers").glob("*/*/*")):
-        for folder in complete_folders(onto):
-            yield folder, onto.parent.parent.name, onto.name
+def _folders(run: Path) -> Iterator[Path]:
+    """Complete folders of scores: judged on what was explained, then judged on another cache."""
+    for parent in (*sorted((run / "scores").glob("*/*")), *sorted((run / "transfers").glob("*/*/*"))):
+        yield from complete_folders(parent)
 
 
-def _rows(folder: Path, by: str, at: str, scorer: str) -> Iterator[dict[str, Any]]:
+def _rows(run: Path, folder: Path, scorer: str) -> Iterator[dict[str, Any]]:
     config = read_manifest(folder, "scores", f"remove {folder} and make it again").config
-    place, origin = AT.fullmatch(at), AT.fullmatch(by)
-    if config["scorer"] != scorer or place is None or (origin[1] if origin else by) != place[1]:
+    if config["scorer"] != scorer:
         return
-    known = {"multi": place[1], "judge": config["judge"], "null": config["null"], "at": int(place[2])}
-    known["by"] = int(origin[2]) if origin else WHOLE
+    multi, by = _place(run, config["dictionary"])
+    judged, at = _place(run, config.get("onto", config["dictionary"]))
+    if at is None or judged != multi:
+        return
+    known = {"multi": multi, "judge": config["judge"], "null": config["null"], "at": at}
+    known["by"] = WHOLE if by is None else by
     for row in pd.read_csv(folder / SCORES, usecols=["latent", METRIC]).dropna().to_dict("records"):
         yield known | {"latent": int(row["latent"]), "value": float(row[METRIC])}
+
+
+def _place(run: Path, cache: str) -> tuple[str, int | None]:
+    """The dictionary that a cache is of, and its layer where it is that of a single one of several."""
+    mend = f"make it with python -m sae.cache --run {run} ..."
+    config = read_manifest(latents_folder(run, cache), "latents", mend).config
+    return (config["parent"], config["layer"]) if config.get("parent") else (cache, None)
 
 
 def transfer_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -171,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines += markdown(
                 f"{Path(str(held['subject'])).name}, {variant_label(held)}: {multi}, judge {judge}", pairs
             )
-            loss = pd.DataFrame([{"loss": e.value, "low": e.low, "high": e.high} for e in pairs["loss"] if e])
+            # A row for each pair, as they are joined by place: an empty one where no latent was judged in both.
+            loss = pd.DataFrame([{"loss": e.value, "low": e.low, "high": e.high} if e else {} for e in pairs["loss"]])
             facts = {"run": str(run), "variant": variant_label(held), "dictionary": multi, "judge": judge}
             parts.append(pairs.drop(columns="loss").join(loss).assign(**facts))
     config.out.mkdir(parents=True, exist_ok=True)

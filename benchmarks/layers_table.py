@@ -24,7 +24,7 @@ from benchmarks.tables import table
 from sae.artifacts import layers_folder, read_json, read_manifest
 from sae.cli import parse, run_stage
 from sae.errors import InputError
-from sae.layer_summary import mean_defined, number, shown
+from sae.layer_summary import mean_defined, number, own_and_elsewhere, shown
 
 ORIGINAL = "within_token_over_within_latent"
 HEADER = {
@@ -102,7 +102,7 @@ def row_of(summary: Mapping[str, Any], active: str) -> dict[str, Any]:
         if active not in latents:
             known = ", ".join(name for name in latents if name.startswith("active_layers_"))
             raise InputError(f"the analysis has no {active!r}; name one of {known} by --active")
-        single = [_parted(entry, summary["layers"]) for entry in fvu["single"].values()]
+        single = [own_and_elsewhere(entry, summary["layers"]) for entry in fvu["single"].values()]
         return {
             "subject": Path(summary["subject"]).name,
             "parameters": summary["n_parameters"],
@@ -122,12 +122,6 @@ def row_of(summary: Mapping[str, Any], active: str) -> dict[str, Any]:
         raise InputError(
             f"a summary.json lacks {error}; make it again with python -m sae.layers --run ... --overwrite"
         ) from None
-
-
-def _parted(entry: Mapping[str, Any], layers: Sequence[int]) -> tuple[float | None, list[float | None]]:
-    """FVU of a single-layer dictionary at its own layer, and at the others."""
-    place = list(layers).index(entry["layer"])
-    return entry["at"][place], [value for other, value in enumerate(entry["at"]) if other != place]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autointerp.stats import Estimate
+from sae.cli import table
 
+__all__ = ["UNDEFINED", "numbers", "table", "written"]
 UNDEFINED = "–"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def written(estimate: Estimate | None, spec: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sae.artifacts import (
     writing,
 )
 from sae.cli import parse, run_stage
-from sae.config import VARIANTS, CacheConfig, CorpusConfig, SubjectConfig
+from sae.config import CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.dictionaries import Dictionary, check_fit, foreign_dictionary, run_dictionaries
@@ -34,7 +34,7 @@ from sae.latents import SPLITS, Array, EntryWriter, TextWriter, save_tensors
 from sae.layered import LayeredWriter
 from sae.memory import keep_freed_memory
 from sae.model import SparseAutoencoder
-from sae.runs import claim_run, read_run
+from sae.runs import HELD_CORPUS, HELD_SUBJECT, claim_run, given_or_held, read_run
 from sae.specs import kind_of
 from sae.subject import Subject, block_count, load_subject
 from sae.weights import subject_digest, subject_identity
@@ -42,7 +42,6 @@ from sae.weights import subject_digest, subject_identity
 log = logging.getLogger(__name__)
 N_NEIGHBOURS = 10
 NEIGHBOUR_ROWS = 4096
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,16 @@ class Arguments:
     """Cache the latent activations of a run's dictionaries, or of one dictionary trained elsewhere."""
 
     cache: CacheConfig
-    # Empty values stand for what the run holds.
-    corpus: CorpusConfig = field(default_factory=lambda: CorpusConfig(corpus="", text_column="", context_length=0))
-    subject: SubjectConfig = field(default_factory=lambda: SubjectConfig(subject=""))
+    corpus: CorpusConfig = HELD_CORPUS
+    subject: SubjectConfig = HELD_SUBJECT
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Cache every dictionary that has no cache yet."""
     args = parse(Arguments, argv, "python -m sae.cache")
-    subject_config, corpus_config = resolved(args)
+    if args.cache.dictionary is None:
+        _check_own(args.cache)
+    subject_config, corpus_config = given_or_held(args.cache.run, args.subject, args.corpus)
     keep_freed_memory()
     corpus = open_corpus(corpus_config)
     identity = subject_identity(subject_config)
@@ -92,41 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def resolved(args: Arguments) -> tuple[SubjectConfig, CorpusConfig]:
-    """Subject and corpus from the flags, or where they are not given from what the run holds."""
-    subject, run = args.subject, args.cache.run
-    known = (run / "run.json").exists()
-    if not (known or (subject.subject and args.corpus.corpus and args.cache.dictionary)):
-        read_run(run)
-    held = read_run(run) if known else plain(CorpusConfig())
-    if known:
-        _check_held(run, held)
-    if not subject.subject:
-        for field_ in fields(SubjectConfig):
-            if field_.name not in ("subject", "device") and getattr(subject, field_.name) != field_.default:
-                found = f"--{field_.name.replace('_', '-')} goes with --subject"
-                raise InputError(f"{found}; without it the run's own subject and variant are taken")
-        held_names = ("subject", "revision", "variant", "variant_seed", "variant_block", "dtype")
-        kept = {name: held[name] for name in held_names} | {"device": subject.device}
-        subject = SubjectConfig(**kept, control_scale=held["control_scale"] or "unit")
-    corpus = CorpusConfig(**{name: value or held[name] for name, value in plain(args.corpus).items()})
-    if args.cache.dictionary is None and (args.cache.hookpoint or args.cache.name):
-        flag = "--hookpoint" if args.cache.hookpoint else "--name"
+def _check_own(config: CacheConfig) -> None:
+    """Raise `InputError` unless the run is there and no flag is about a dictionary trained elsewhere."""
+    read_run(config.run)
+    if config.hookpoint or config.name:
+        flag = "--hookpoint" if config.hookpoint else "--name"
         raise InputError(f"{flag} goes with --dictionary; the run's own dictionaries know theirs")
-    return subject, corpus
-
-
-def _check_held(run: Path, held: dict[str, Any]) -> None:
-    """Raise `InputError` unless `run.json` holds a value of the right kind wherever flags may leave one out."""
-    number, text = (int,), (str,)
-    kinds = {"subject": text, "corpus": text, "text_column": text, "context_length": number, "variant_seed": number}
-    kinds |= {name: (*kind, type(None)) for name, kind in (("revision", text), ("variant_block", number))}
-    choices = {"variant": VARIANTS, "dtype": DTYPES, "control_scale": ("unit", "matched", None)}
-    wrong = [name for name, kind in kinds.items() if name not in held or not isinstance(held[name], kind)]
-    wrong += [name for name, allowed in choices.items() if name not in held or held[name] not in allowed]
-    if wrong:
-        found = f"{wrong[0]} is {held[wrong[0]]!r}" if wrong[0] in held else f"{wrong[0]} is missing"
-        raise InputError(f"{run / 'run.json'} is damaged ({found}); mend it, or use another --run")
 
 
 def _dictionaries(config: CacheConfig, subject: SubjectConfig) -> list[Dictionary]:

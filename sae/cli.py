@@ -1,4 +1,4 @@
-"""Command lines made from config dataclasses, with one-line errors. Imports no torch."""
+"""Command lines made from config dataclasses, with one-line errors and results as tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import tyro
@@ -51,6 +51,11 @@ def _fold(box: str) -> str:
     useful = [" ".join(section.split()) for section in sections[1:]]
     useful = [section for section in useful if section and "--help" not in section and "helptext" not in section]
     return "; ".join(useful) or "the command line could not be read"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def run_stage(stage: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:

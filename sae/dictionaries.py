@@ -43,6 +43,11 @@ class Dictionary:
         """Whether it is applied at several layers."""
         return len(self.hookpoints) > 1
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks at which it is applied, ascending."""
+        return tuple(place.layer for place in self.hookpoints)
+
     def to(self, device: torch.device) -> Dictionary:
         """The same on another device; the autoencoder itself is moved."""
         means = self.means.to(device) if self.means else None
@@ -56,8 +61,11 @@ class Dictionary:
             token_ids: [token], on the device of x.
             hookpoint: where they are from.
         """
-        left = x if self.means is None else x - self.means.predict(token_ids)
-        return left if self.maps is None else self.maps.apply(left, self.maps.place_of(hookpoint.layer))
+        return self.mapped(x if self.means is None else x - self.means.predict(token_ids), hookpoint.layer)
+
+    def mapped(self, left: Tensor, layer: int) -> Tensor:
+        """What its autoencoder sees of vectors of a layer without the means, [token, width]."""
+        return left if self.maps is None else self.maps.apply(left, self.maps.place_of(layer))
 
     def at_layers(self) -> list[Dictionary]:
         """Of a dictionary of several layers, the same at each by itself, as `<name>.at<layer>`."""

@@ -17,7 +17,7 @@ from sae.contexts import ContextStore
 from sae.dictionaries import Dictionary
 from sae.evaluate import evaluate_layers
 from sae.hookpoints import residual_streams
-from sae.latents import LatentCache
+from sae.latents import SPLITS, LatentCache
 from sae.layer_dictionaries import living_latents, placed
 from sae.layer_directions import (
     CosineHistogram,
@@ -31,7 +31,7 @@ from sae.layer_originals import original_mean_max_cosine
 from sae.layer_profiles import Columns, profile_columns
 from sae.layer_similarity import LayerSimilarity, SimilarityCounter, StreamMeanCounter
 from sae.layer_summary import variance_entries
-from sae.layer_sums import LayerSums, layer_sums, token_documents, usable_tokens
+from sae.layer_sums import LayerSums, layer_sums, token_documents
 from sae.layer_variance import entry_variance, variance_intervals, variance_replicates
 from sae.layered import LayeredEntries
 from sae.metrics import mean_max_cosine
@@ -71,7 +71,7 @@ def spread_of(folder: Path, thresholds: Thresholds, n_resamples: int, seed: int)
         InputError: the cache is missing or damaged.
     """
     cache, entries = LatentCache.open(folder), LayeredEntries.open(folder)
-    sums, n_tokens = layer_sums(entries), usable_tokens(cache)
+    sums, n_tokens = layer_sums(entries), sum(map(cache.usable_tokens, SPLITS))
     documents = token_documents(cache)
     rng = np.random.default_rng([seed])
     replicates = variance_replicates(entries, documents, n_resamples, rng) if n_resamples else []

@@ -21,13 +21,8 @@ from sae.latents import LatentCache
 
 SAME = ("architecture", "k", "n_latents", "seed", "groups", "null", "sparsity", "skip_embed")
 """What a single-layer dictionary must share with the multi-layer one to be its baseline."""
-ALIKE = ("normalise", "layer_maps")
+PREFERRED = ("normalise", "layer_maps")
 """What it should share where there is a choice."""
-
-
-def layers_of(dictionary: Dictionary) -> tuple[int, ...]:
-    """The blocks at which a dictionary is applied, ascending."""
-    return tuple(place.layer for place in dictionary.hookpoints)
 
 
 def placed(dictionary: Dictionary, layers: Sequence[int]) -> tuple[Placed, ...]:
@@ -37,23 +32,18 @@ def placed(dictionary: Dictionary, layers: Sequence[int]) -> tuple[Placed, ...]:
 
 
 def encoded(x: Tensor, dictionary: Dictionary, layer: int) -> tuple[Tensor, Tensor]:
-    """Values and indices [token, width] of the active latents of vectors of a layer [token, d]."""
-    return dictionary.model.encode(_seen(x, dictionary, layer))
+    """Values and indices [token, width] of the active latents of a layer's vectors [token, d], no means taken off."""
+    return dictionary.model.encode(dictionary.mapped(x, layer))
 
 
 def added(x: Tensor, dictionary: Dictionary, layer: int, latent: int, amount: float) -> Tensor:
     """What so much more activation of a latent adds to the reconstruction of x [token, d], in the units of x."""
-    units = dictionary.model.prepared(_seen(x, dictionary, layer))[1]
+    units = dictionary.model.prepared(dictionary.mapped(x, layer))[1]
     shift: Tensor = (amount * dictionary.model.w_dec[latent] * units.factor).expand_as(x)
     if dictionary.maps is None:
         return shift
     place = dictionary.maps.place_of(layer)
     return dictionary.maps.invert(shift, place) - dictionary.maps.invert(torch.zeros_like(shift), place)
-
-
-def _seen(x: Tensor, dictionary: Dictionary, layer: int) -> Tensor:
-    maps = dictionary.maps
-    return x if maps is None else maps.apply(x, maps.place_of(layer))
 
 
 def find_layered(config: CacheConfig, n_blocks: int) -> Dictionary:
@@ -85,14 +75,14 @@ def find_layered(config: CacheConfig, n_blocks: int) -> Dictionary:
 
 def find_singles(run: Path, of: Dictionary) -> list[Dictionary]:
     """Dictionaries of one of its layers each, with its settings, ascending by layer; at most one a layer."""
-    layers, wanted = layers_of(of), {key: of.facts.get(key) or None for key in SAME}
+    layers, wanted = of.layers, {key: of.facts.get(key) or None for key in SAME}
     by_layer: dict[int, tuple[int, Path]] = {}
     for folder, facts in _configs(run):
         layer = int(facts["layer"]) if facts.get("layer") is not None else -1
         residual = layer in layers and facts.get("hookpoint") == f"layers.{layer}" and not facts.get("target")
         if not residual or {key: facts.get(key) or None for key in SAME} != wanted:
             continue
-        alike = sum(facts.get(key) == of.facts.get(key) for key in ALIKE)
+        alike = sum(facts.get(key) == of.facts.get(key) for key in PREFERRED)
         if layer not in by_layer or alike > by_layer[layer][0]:
             by_layer[layer] = (alike, folder)
     return [read_dictionary(by_layer[layer][1], run) for layer in sorted(by_layer)]

@@ -12,9 +12,8 @@ import pandas as pd
 
 from sae.dictionaries import Dictionary
 from sae.layer_analysis import Directions, Spread
-from sae.layer_dictionaries import layers_of
 from sae.layer_directions import ALIKE, Redundancy
-from sae.layer_profiles import layer_distribution
+from sae.layer_profiles import ACTIVE, active_label, layer_distribution
 from sae.layer_similarity import LayerSimilarity
 from sae.layer_summary import defined, latent_means, originals
 from sae.plots import cosine_map, histograms, layer_heat_map, save_svg, similarity_figure
@@ -92,7 +91,7 @@ def summary_of(
         "mean_max_cosine": directions.mean_max_cosine,
         "tokens": {name: nearest.mean_of_maxima for name, nearest in directions.tokens.items()},
         "originals": originals(spread.sums, spread.n_tokens, directions.original_mean_max_cosine),
-        "single_layer_dictionaries": {single.name: layers_of(single)[0] for single in singles},
+        "single_layer_dictionaries": {single.name: single.layers[0] for single in singles},
     }
 
 
@@ -105,18 +104,17 @@ def similarity_entry(similarity: LayerSimilarity) -> dict[str, Any]:
 def fvu_entry(singles: Sequence[Dictionary], results: Results, metric: str = "fvu") -> dict[str, Any]:
     """A metric at every layer, of the dictionary itself and of the single-layer ones, in `summary.json`."""
     values = {name: [row.get(metric) for row in rows] for name, rows in results.items()}
-    single = {s.name: {"layer": layers_of(s)[0], "at": values[s.name]} for s in singles}
+    single = {s.name: {"layer": s.layers[0], "at": values[s.name]} for s in singles}
     return {"own": next(iter(values.values())), "single": single}
 
 
-def write_figures(
-    folder: Path, spread: Spread, directions: Directions, similarity: LayerSimilarity, active: Sequence[str]
-) -> None:
-    """The figures of an analysis; `active` are the names of the columns of numbers of active layers."""
+def write_figures(folder: Path, spread: Spread, directions: Directions, similarity: LayerSimilarity) -> None:
+    """The figures of an analysis."""
     folder.mkdir(exist_ok=True)
     layers, living = spread.sums.layers, spread.living
     mean_layer = np.asarray(spread.columns["mean_layer"], np.float64)
-    numbers = {_legend(name): np.asarray(spread.columns[name], np.float64)[living] for name in active}
+    active = {active_label(name): values for name, values in spread.columns.items() if name.startswith(ACTIVE)}
+    numbers = {label: np.asarray(values, np.float64)[living] for label, values in active.items()}
     pairs = directions.pairs
     figures = {
         "layers": layer_heat_map(layer_distribution(spread.sums.totals), mean_layer, layers),
@@ -126,8 +124,3 @@ def write_figures(
     }
     for name, figure in figures.items():
         save_svg(figure, folder / f"{name}.svg")
-
-
-def _legend(name: str) -> str:
-    kind, least = name.removeprefix("active_layers_").split("_", 1)
-    return f"at least {int(least):,} tokens" if kind == "count" else f"at least {float(least):.3g} of its activation"

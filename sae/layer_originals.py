@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sae.layer_profiles import active_by_count, sarle
 from sae.layer_sums import Floats, LayerSums
 
 ACTIVE_COUNT = 10_000
@@ -82,7 +83,7 @@ def original_active_layers(sums: LayerSums, least: int = ACTIVE_COUNT) -> float:
 
     It falls with the number of tokens read, so it compares nothing between runs of different lengths.
     """
-    return float((sums.counts >= least).sum(1).mean())
+    return float(active_by_count(sums.counts, least).mean())
 
 
 def original_bimodality(totals: Floats) -> Floats:
@@ -92,7 +93,4 @@ def original_bimodality(totals: Floats) -> Floats:
     when layers are shuffled. `sae.layer_profiles.bimodality` is of the layer itself.
     """
     centred = totals - totals.mean(1, keepdims=True)
-    second, third, fourth = ((centred**power).mean(1) for power in (2, 3, 4))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = (third**2 / second**3 + 1) / (fourth / second**2)
-    return np.where(second > 0, found, np.nan)
+    return sarle(*((centred**power).mean(1) for power in (2, 3, 4)))

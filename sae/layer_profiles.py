@@ -53,7 +53,11 @@ def bimodality(distribution: Floats, layers: Sequence[int]) -> Floats:
 
     1 for any two layers with nothing else, 5/9 for many equal ones; nan where the latent is at one layer.
     """
-    second, third, fourth = (layer_moment(distribution, layers, power) for power in (2, 3, 4))
+    return sarle(*(layer_moment(distribution, layers, power) for power in (2, 3, 4)))
+
+
+def sarle(second: Floats, third: Floats, fourth: Floats) -> Floats:
+    """(skewness^2 + 1) / kurtosis from central moments; nan where there is no variance."""
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (third**2 / second**3 + 1) / (fourth / second**2)
     return np.where(second > 0, found, np.nan)
@@ -69,6 +73,20 @@ def active_by_share(distribution: Floats, least: float) -> Ints:
     """Layers that have at least such a share of each latent's activation, [latent]; 0 for one that never fires."""
     found: Ints = (distribution >= least).sum(1)
     return found
+
+
+ACTIVE = "active_layers_"
+"""What columns of numbers of active layers begin with."""
+
+
+def active_label(column: str) -> str:
+    """In words, from what on a layer counts as active in a column of numbers of active layers."""
+    kind, least = column.removeprefix(ACTIVE).split("_", 1)
+    return (
+        f"at least {int(least):,} tokens"
+        if kind == "count"
+        else f"at least {100 * float(least):.3g}% of its activation"
+    )
 
 
 def profile_columns(
@@ -100,8 +118,8 @@ def profile_columns(
         "layers_per_token": sums.counts.sum(1) / fired,
         "layer_std_within_token": np.sqrt(sums.squares / mass),
     }
-    columns |= {f"active_layers_count_{least}": active_by_count(sums.counts, least) for least in counts}
-    columns |= {f"active_layers_share_{least:g}": active_by_share(p, least) for least in shares}
+    columns |= {f"{ACTIVE}count_{least}": active_by_count(sums.counts, least) for least in counts}
+    columns |= {f"{ACTIVE}share_{least:g}": active_by_share(p, least) for least in shares}
     columns |= {f"p_layer_{layer}": p[:, place] for place, layer in enumerate(sums.layers)}
     columns |= {f"n_layer_{layer}": sums.counts[:, place] for place, layer in enumerate(sums.layers)}
     return columns

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sae.cli import table
 from sae.dictionaries import Dictionary
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
-from sae.layer_dictionaries import added, encoded, layers_of
+from sae.layer_dictionaries import added, encoded
 from sae.plots import prompt_figure, save_svg
 from sae.splice import Splice, spliced_logits
 from sae.subject import Subject, caught, forward_inputs
@@ -150,7 +151,7 @@ def show_prompt(
     if turned is not None and not 0 <= turned.latent < dictionary.model.n_latents:
         found = f"{dictionary.name} has latents 0 to {dictionary.model.n_latents - 1}"
         raise InputError(f"--steer {turned.latent} is out of range: {found}; name one of them")
-    layers = layers_of(dictionary)
+    layers = dictionary.layers
     if turned is not None and turned.layer not in layers:
         found = f"{dictionary.name} reads layers {', '.join(map(str, layers))}"
         raise InputError(f"--at-layer {turned.layer} is out of range: {found}; name one of them")
@@ -166,14 +167,10 @@ def show_prompt(
     with (folder / "prompt.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows(_firings(view, layers))
     print(f"{folder}: {len(view.latents):,} latents on {len(view.tokens)} tokens; the strongest:\n")
-    print("\n".join(_table(("latent", "layers", "summed", "largest", "on"), _strongest(view, layers))))
+    print("\n".join(table(("latent", "layers", "summed", "largest", "on"), _strongest(view, layers))))
     if turned is not None and steered is not None:
         print(f"\nNext token, {turned.factor:+g} of latent {turned.latent} after block {turned.layer}:\n")
-        print("\n".join(_table(("token", "logit", "steered", "change"), _changes(steered, subject))))
-
-
-def _table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+        print("\n".join(table(("token", "logit", "steered", "change"), _changes(steered, subject))))
 
 
 def _firings(view: PromptView, layers: Sequence[int]) -> Iterator[Sequence[object]]:

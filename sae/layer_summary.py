@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sae.layer_originals import original_active_layers, original_bimodality, original_variances
-from sae.layer_profiles import Columns
+from sae.cli import table
+from sae.layer_originals import ACTIVE_COUNT, original_active_layers, original_bimodality, original_variances
+from sae.layer_profiles import ACTIVE, Columns, active_label
 from sae.layer_sums import LayerSums
 from sae.layer_variance import Interval
 
@@ -32,7 +33,7 @@ Json = dict[str, Any]
 def latent_means(columns: Columns) -> dict[str, Json]:
     """Mean over living latents of what is defined, with its 95 % interval over latents of this one dictionary."""
     living = np.asarray(columns["n_tokens"]) > 0
-    names = [*AVERAGED, *(name for name in columns if name.startswith("active_layers_"))]
+    names = [*AVERAGED, *(name for name in columns if name.startswith(ACTIVE))]
     return {name: _mean(np.asarray(columns[name], np.float64)[living]) for name in names}
 
 
@@ -52,7 +53,7 @@ def originals(sums: LayerSums, n_tokens: int, mean_max_cosine: float) -> Json:
         "within_token": found.within_token,
         "within_token_over_within_latent": found.ratio,
         "mean_max_cosine": mean_max_cosine,
-        "active_layers_count_10000": original_active_layers(sums),
+        f"{ACTIVE}count_{ACTIVE_COUNT}": original_active_layers(sums),
         "bimodality": _mean(original_bimodality(sums.totals[sums.living]))["value"],
     }
 
@@ -78,9 +79,8 @@ def summary_table(summary: Json) -> list[str]:
     rows = [("latents that fire", f"{summary['n_living']:,} of {summary['n_latents']:,}", "")]
     rows += [(text, shown(summary["variance"][name]), _beside(summary, name)) for name, text in VARIANCE_ROWS.items()]
     latents, own = summary["latents"], summary["originals"]
-    for name in (n for n in latents if n.startswith("active_layers_")):
-        threshold = _threshold(name)
-        rows.append((f"active layers of {len(summary['layers'])}, {threshold}", shown(latents[name]), ""))
+    for name in (n for n in latents if n.startswith(ACTIVE)):
+        rows.append((f"active layers of {len(summary['layers'])}, {active_label(name)}", shown(latents[name]), ""))
     rows.append(("layers on a token on which it fires", shown(latents["layers_per_token"]), ""))
     rows.append(("layer entropy / log n_layers", shown(latents["layer_entropy_relative"]), ""))
     rows.append(("bimodality (Sarle)", shown(latents["bimodality"]), number(own["bimodality"])))
@@ -95,8 +95,7 @@ def summary_table(summary: Json) -> list[str]:
         rows.append(
             (f"FVU of {len(singles)} single-layer dictionaries, each at its own", number(_own_mean(summary)), "")
         )
-    header = ["quantity", "value [95 %]", "original estimator"]
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * 3, *rows)]
+    return table(["quantity", "value [95 %]", "original estimator"], rows)
 
 
 def _beside(summary: Json, name: str) -> str:
@@ -106,15 +105,15 @@ def _beside(summary: Json, name: str) -> str:
     return number(1 - ratio) if name == "drift" and ratio is not None else ""
 
 
-def _threshold(name: str) -> str:
-    kind, least = name.removeprefix("active_layers_").split("_", 1)
-    return f"at least {int(least):,} tokens" if kind == "count" else f"at least {float(least):.0%} of its activation"
-
-
 def _own_mean(summary: Json) -> float | None:
     """Mean over the layers that have a single-layer dictionary of its FVU there."""
-    own = summary["fvu"]["single"]
-    return mean_defined([entry["at"][summary["layers"].index(entry["layer"])] for entry in own.values()])
+    return mean_defined([own_and_elsewhere(e, summary["layers"])[0] for e in summary["fvu"]["single"].values()])
+
+
+def own_and_elsewhere(entry: Json, layers: Sequence[int]) -> tuple[float | None, list[float | None]]:
+    """A metric of a single-layer dictionary at its own layer, and at the others of `layers`."""
+    place = list(layers).index(entry["layer"])
+    return entry["at"][place], [value for other, value in enumerate(entry["at"]) if other != place]
 
 
 def mean_defined(values: Sequence[float | None]) -> float | None:

@@ -160,8 +160,3 @@ def token_documents(cache: LatentCache) -> Ints:
     ends = np.asarray(cache.context_offsets, np.int64)
     number = np.unique(cache.context_document, return_inverse=True)[1]
     return np.repeat(number.astype(np.int64), ends[1:] - ends[:-1])
-
-
-def usable_tokens(cache: LatentCache) -> int:
-    """Cached tokens on which a latent could fire: all but the first of each context."""
-    return cache.n_tokens - cache.n_contexts

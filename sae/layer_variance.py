@@ -21,7 +21,8 @@ LATENT_ROWS = 1024
 ROUNDING = 1e-12
 """A part below this share of the total is rounding."""
 QUANTILES = (0.025, 0.975)
-SHARES = ("between_latents", "drift", "within_token_share")
+PARTS = ("total", "within_latent", "within_token")
+RATIOS = ("between_latents", "drift", "within_token_share")
 
 Floats = npt.NDArray[np.floating]
 
@@ -167,8 +168,8 @@ def variance_intervals(found: LayerVariance, replicates: list[LayerVariance]) ->
     interval may lie beside it.
     """
     intervals = {}
-    for name in ("total", "within_latent", "within_token", *SHARES):
-        value, most = getattr(found, name), 1 if name in SHARES else np.inf
+    for name in (*PARTS, *RATIOS):
+        value, most = getattr(found, name), 1 if name in RATIOS else np.inf
         drawn = np.array([getattr(replicate, name) for replicate in replicates])
         drawn = drawn[np.isfinite(drawn)]
         if not len(drawn):

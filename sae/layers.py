@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,6 @@ from sae.artifacts import (
     write_json,
     writing,
 )
-from sae.cache import Arguments, resolved
 from sae.cli import parse, run_stage
 from sae.config import CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
@@ -37,7 +36,7 @@ from sae.layer_analysis import (
     spread_of,
     stream_similarity,
 )
-from sae.layer_dictionaries import find_layered, find_singles, layers_of
+from sae.layer_dictionaries import find_layered, find_singles
 from sae.layer_files import (
     fvu_entry,
     redundancy_entry,
@@ -51,7 +50,7 @@ from sae.layer_profiles import COUNTS, SHARES
 from sae.layer_prompt import Turned, show_prompt
 from sae.layer_summary import defined, summary_table
 from sae.memory import keep_freed_memory
-from sae.runs import claim_run, read_run
+from sae.runs import HELD_CORPUS, HELD_SUBJECT, claim_run, given_or_held
 from sae.subject import Subject, block_count, load_subject
 from sae.weights import subject_digest, subject_identity
 
@@ -117,9 +116,8 @@ class LayersConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Analyse, or show a prompt."""
     args = parse(LayersConfig, argv, "python -m sae.layers")
-    read_run(args.run)
     keep_freed_memory()
-    subject, corpus = resolved(Arguments(CacheConfig(args.run), subject=SubjectConfig("", device=args.device)))
+    subject, corpus = given_or_held(args.run, replace(HELD_SUBJECT, device=args.device), HELD_CORPUS)
     cache = CacheConfig(args.run, dictionary=args.dictionary, hookpoint=args.hookpoint, name=args.name)
     dictionary = find_layered(cache, block_count(subject) if args.hookpoint == "all" else 0)
     if args.prompt is None:
@@ -200,8 +198,8 @@ def _write(
         summary["redundancy"] = redundancy_entry(*redundancy_of(args.run, singles, args.seed), singles)
     log.info("passing %d tokens through %s", store.n_tokens, subject.config.subject)
     dictionary, singles = dictionary.to(subject.device), [single.to(subject.device) for single in singles]
-    similarity = stream_similarity(subject, store, layers_of(dictionary))
-    results = losses_of(subject, store, layers_of(dictionary), [dictionary, *singles], args.loss_tokens)
+    similarity = stream_similarity(subject, store, dictionary.layers)
+    results = losses_of(subject, store, dictionary.layers, [dictionary, *singles], args.loss_tokens)
     summary |= {"similarity": similarity_entry(similarity), "fvu": fvu_entry(singles, results)}
     summary |= {metric: fvu_entry(singles, results, metric) for metric in ("ce_recovered", "kl") if args.loss_tokens}
     n_parameters = sum(parameter.numel() for parameter in subject.model.parameters())
@@ -209,8 +207,7 @@ def _write(
     write_latents(writer.partial, spread, directions, subject)
     write_layers(writer.partial, spread, similarity, results)
     write_json(writer.partial / "summary.json", defined({**about, **summary}))
-    active = [name for name in spread.columns if name.startswith("active_layers_")]
-    write_figures(writer.partial / "figures", spread, directions, similarity, active)
+    write_figures(writer.partial / "figures", spread, directions, similarity)
     counts = {"n_latents": summary["n_latents"], "living": summary["n_living"], "tokens": spread.n_tokens}
     writer.finish({**counts, "documents": spread.n_documents, "entries": int(spread.sums.counts.sum())})
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from sae.artifacts import is_locked, plain, read_json, write_json
+from sae.config import VARIANTS, CorpusConfig, SubjectConfig
 from sae.errors import InputError
 
 RUN_KEYS = {"subject", "variant", "corpus"}
 PLACES = {"subject": "subject_fingerprint", "corpus": "corpus_fingerprint"}
 """What may lie elsewhere than when the run was made, as long as its fingerprint is the same."""
+DTYPES = ("float32", "bfloat16", "float16")
+HELD_SUBJECT = SubjectConfig(subject="")
+HELD_CORPUS = CorpusConfig(corpus="", text_column="", context_length=0)
+"""Empty values stand for what the run holds."""
 
 
 def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
@@ -53,3 +59,44 @@ def read_run(run: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not found.keys() >= RUN_KEYS:
         raise InputError(f"{run / 'run.json'} does not say what the run holds; use another --run")
     return found
+
+
+def given_or_held(run: Path, subject: SubjectConfig, corpus: CorpusConfig) -> tuple[SubjectConfig, CorpusConfig]:
+    """Subject and corpus from the flags, or where these are empty from what the run holds.
+
+    Args:
+        run: its folder; it need not hold anything yet where both are given.
+        subject: one without a name is that of the run, on the device that is given.
+        corpus: each of its values that is empty is that of the run.
+
+    Raises:
+        InputError: the run is needed and is none or damaged, or a flag is about a subject that is not given.
+    """
+    known = (run / "run.json").exists()
+    if not known and subject.subject and corpus.corpus:
+        held = plain(CorpusConfig())
+    else:
+        held = read_run(run)
+        _check_held(run, held)
+    if not subject.subject:
+        for field in fields(SubjectConfig):
+            if field.name not in ("subject", "device") and getattr(subject, field.name) != field.default:
+                found = f"--{field.name.replace('_', '-')} goes with --subject"
+                raise InputError(f"{found}; without it the run's own subject and variant are taken")
+        names = ("subject", "revision", "variant", "variant_seed", "variant_block", "dtype")
+        kept = {name: held[name] for name in names} | {"device": subject.device}
+        subject = SubjectConfig(**kept, control_scale=held["control_scale"] or "unit")
+    return subject, CorpusConfig(**{name: value or held[name] for name, value in plain(corpus).items()})
+
+
+def _check_held(run: Path, held: dict[str, Any]) -> None:
+    """Raise `InputError` unless `run.json` holds a value of the right kind wherever flags may leave one out."""
+    number, text = (int,), (str,)
+    kinds = {"subject": text, "corpus": text, "text_column": text, "context_length": number, "variant_seed": number}
+    kinds |= {name: (*kind, type(None)) for name, kind in (("revision", text), ("variant_block", number))}
+    choices = {"variant": VARIANTS, "dtype": DTYPES, "control_scale": ("unit", "matched", None)}
+    wrong = [name for name, kind in kinds.items() if name not in held or not isinstance(held[name], kind)]
+    wrong += [name for name, allowed in choices.items() if name not in held or held[name] not in allowed]
+    if wrong:
+        found = f"{wrong[0]} is {held[wrong[0]]!r}" if wrong[0] in held else f"{wrong[0]} is missing"
+        raise InputError(f"{run / 'run.json'} is damaged ({found}); mend it, or use another --run")

@@ -32,6 +32,7 @@ TORCH_FREE = {
 }
 HEAVY = {"torch", "transformers", "vllm", "datasets"}
 STAGES = {"autointerp.explain", "autointerp.measure", "autointerp.score"}
+SAE_STAGES = {"sae.cache", "sae.convert", "sae.layers", "sae.train"}
 
 
 def _imports(path: Path) -> set[str]:
@@ -84,8 +85,8 @@ def test_plug_ins_do_no_input_or_output(plugins: str) -> None:
 
 
 def test_only_stages_and_benchmarks_import_stages() -> None:
-    for path, names in _modules("autointerp").items():
-        assert not names & STAGES, path
+    for path, names in (_modules("autointerp") | _modules("sae")).items():
+        assert not names & (STAGES | SAE_STAGES), path
 
 
 def test_a_wheel_finds_its_prompts_where_it_is_installed(tmp_path: Path) -> None:

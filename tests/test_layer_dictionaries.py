@@ -19,7 +19,7 @@ from sae.dictionaries import Dictionary
 from sae.errors import InputError
 from sae.hookpoints import residual_streams
 from sae.latents import save_tensors
-from sae.layer_dictionaries import added, encoded, find_layered, find_singles, layers_of, living_latents, placed
+from sae.layer_dictionaries import added, encoded, find_layered, find_singles, living_latents, placed
 from sae.layer_maps import LayerMaps
 from sae.model import SparseAutoencoder
 
@@ -98,7 +98,7 @@ def test_the_baselines_are_the_single_layer_dictionaries_of_the_same_settings(tm
     other = SparseAutoencoder(Architecture("topk", D, 20, k=4))
     _save(tmp_path, "layers.4.k4", _single(4), other)
     found = _found(tmp_path)
-    assert found.name == "all" and layers_of(found) == (1, 4)
+    assert found.name == "all" and found.layers == (1, 4)
     assert [single.name for single in find_singles(tmp_path, found)] == ["layers.1", "layers.4"]
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sae.layer_profiles import bimodality, layer_distribution, layer_entropy, profile_columns
+from sae.layer_profiles import active_label, bimodality, layer_distribution, layer_entropy, profile_columns
 from sae.layer_sums import layer_sums
 from tests.layered_entries import entries_of
 
@@ -73,3 +73,9 @@ def test_entropy_of_a_distribution_in_nats() -> None:
 def test_one_layer_has_no_relative_entropy() -> None:
     columns = profile_columns(layer_sums(entries_of(np.ones((1, 3, 2)))))
     assert np.isnan(columns["layer_entropy_relative"]).all() and (columns["layer_std"] == 0).all()
+
+
+def test_thresholds_are_said_in_words_and_small_ones_are_not_rounded_away() -> None:
+    names = ("active_layers_count_10000", "active_layers_share_0.1", "active_layers_share_0.001")
+    ends = ("10,000 tokens", "10% of its activation", "0.1% of its activation")
+    assert [active_label(name) for name in names] == [f"at least {end}" for end in ends]
