@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +16,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
-from sae.artifacts import LOG, ArtifactWriter, completed, lens_folder, plain, read_json, write_json, writing
+from sae.artifacts import (
+    LOG,
+    ArtifactWriter,
+    completed,
+    file_digest,
+    lens_folder,
+    plain,
+    read_json,
+    write_json,
+    writing,
+)
 from sae.cli import parse, run_stage
 from sae.config import LARGEST_SEED, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.errors import InputError
+from sae.formats.tuned_lens import WEIGHTS, read_lens
 from sae.head import Head, find_head
 from sae.hookpoints import Hookpoint, residual_streams
 from sae.layer_maps import LayerMaps
@@ -33,6 +44,8 @@ from sae.weights import subject_digest, subject_identity
 
 LOG_ROWS = 200
 """At most so many in the log, evenly spread."""
+TRAINING = ("tokens", "batch_tokens", "learning_rate", "seed", "repeat")
+"""Settings that a published lens has no use for."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,8 @@ class LensConfig:
     """Go over the split again when it has fewer tokens than asked."""
     overwrite: bool = False
     """Replace a lens that was made with other settings."""
+    published: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of a lens of the tuned-lens package (config.json, params.pt), taken and measured instead of training."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_tokens", "eval_tokens"):
@@ -66,6 +81,9 @@ class LensConfig:
             raise InputError(f"--seed must be between 0 and {LARGEST_SEED}, got {self.seed}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate must be positive and finite, got {self.learning_rate}")
+        trained = [f.name for f in fields(self) if f.name in TRAINING and getattr(self, f.name) != f.default]
+        if self.published and trained:
+            raise InputError(f"--published trains nothing; leave out --{trained[0].replace('_', '-')}, or --published")
         if len(set(self.layers)) < len(self.layers):
             raise InputError(f"--layers names something twice: {' '.join(map(str, self.layers))}")
 
@@ -89,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     claim_run(args.lens.run, claimed)
     layers = _layers(args)
     parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
-    names = ("tokens", "batch_tokens", "learning_rate", "eval_tokens", "seed", "repeat")
-    chosen = {name: value for name, value in asdict(args.lens).items() if name in names}
-    settings: dict[str, Any] = plain({"layers": layers, **chosen, "corpus": corpus_settings(args.corpus)})
+    settings = _settings(args, layers)
     folder = lens_folder(args.lens.run)
     done = completed(folder, KIND, settings, parents, args.lens.overwrite) is not None
     if not done:
@@ -104,6 +120,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             _write(args, writer, (subject, head), corpus, layers)
     mend = f"remove {folder} and run the same command again"
     print("\n".join([f"{folder}:{' complete already' if done else ''}", "", *_table(folder, mend)]))
+
+
+def _settings(args: Arguments, layers: tuple[int, ...]) -> dict[str, Any]:
+    """Everything that decides the lens: the config of its artifact."""
+    if args.lens.published:
+        path = args.lens.published / WEIGHTS
+        chosen: dict[str, Any] = {"published": file_digest(path) if path.is_file() else None}
+    else:
+        chosen = {name: value for name, value in asdict(args.lens).items() if name in TRAINING}
+    chosen |= {"layers": layers, "eval_tokens": args.lens.eval_tokens, "corpus": corpus_settings(args.corpus)}
+    result: dict[str, Any] = plain(chosen)
+    return result
 
 
 def _layers(args: Arguments) -> tuple[int, ...]:
@@ -128,11 +156,15 @@ def _layers(args: Arguments) -> tuple[int, ...]:
 def _write(
     args: Arguments, writer: ArtifactWriter, studied: tuple[Subject, Head], corpus: Corpus, layers: tuple[int, ...]
 ) -> None:
-    """Train the maps, measure them on held-out documents, and write them."""
+    """Train or read the maps, measure them on held-out documents, and write them."""
     (subject, head), config, context = studied, args.lens, args.corpus.context_length
-    store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
     held_out = prepare_contexts(corpus, subject.tokenizer, "score", config.eval_tokens, context, repeat=True)
-    maps, n_tokens = _trained(config, subject, head, store, (layers, writer.partial / LOG))
+    if config.published:
+        shape = (len(subject.blocks), subject.d_model)
+        maps, n_tokens = read_lens(config.published, layers, shape).to(subject.device), 0
+    else:
+        store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
+        maps, n_tokens = _trained(config, subject, head, store, (layers, writer.partial / LOG))
     batches = held_out.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
     found = lens_divergences(head, maps, stream(subject, held_out, _places(subject, layers), batches))
     assert maps.matrix is not None
