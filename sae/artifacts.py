@@ -56,6 +56,11 @@ def layers_folder(run: Path, dictionary: str) -> Path:
     return run / "layers" / dictionary
 
 
+def lens_folder(run: Path) -> Path:
+    """Where the tuned lens of a run lives."""
+    return run / "lens"
+
+
 def complete_folders(parent: Path) -> list[Path]:
     """The complete artifacts directly below a folder, in natural order of their names (layers.2 before layers.10)."""
     if not parent.is_dir():

@@ -121,6 +121,8 @@ class SAEConfig:
     normalise: Normalisation | None = None
     """What is done to each vector first and undone after decoding: standardise by its own mean and deviation,
     layer-scale by one number a layer (docs/multilayer.md); by default none, and standardise with --multi-layer."""
+    lens: bool = False
+    """With --multi-layer: the run's tuned lens (python -m sae.lens) before the dictionary, its inverse behind it."""
 
     def __post_init__(self) -> None:
         _at_least(1, k=self.k, expansion=self.expansion)
@@ -139,6 +141,10 @@ class SAEConfig:
             )
         if self.null == "pca" and self.normalise not in (None, "none"):
             raise InputError(f"--null pca goes with --normalise none, got {self.normalise}; leave one out")
+        if self.lens and self.normalise == "layer-scale":
+            raise InputError(
+                "--lens and --normalise layer-scale do not go together: a lens is a map already; leave one out"
+            )
         if not 0 <= self.auxk <= LARGEST_COEFFICIENT:
             raise InputError(f"--auxk must be between 0 and {LARGEST_COEFFICIENT:g}, got {self.auxk}")
 

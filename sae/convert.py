@@ -62,7 +62,9 @@ def _save(folder: Path, library: str, foreign: Foreign, facts: dict[str, object]
     elif foreign.means is not None:
         raise InputError(f"{library}'s format has no token means to take off the inputs (--skip-embed); use --to own")
     elif foreign.maps is not None:
-        raise InputError(f"{library}'s format has no map for each layer (--normalise layer-scale); use --to own")
+        raise InputError(
+            f"{library}'s format has no map for each layer (--normalise layer-scale, --lens); use --to own"
+        )
     else:
         save(folder, foreign.model, facts)
 

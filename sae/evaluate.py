@@ -35,11 +35,11 @@ LOSS_BATCH_TOKENS = 512
 
 
 AVERAGED = (
-    *("fvu", "explained_variance", "explained_variance_one_mean", "cosine", "fvu_token_mean", "fvu_pca"),
+    *("fvu", "explained_variance", "explained_variance_one_mean", "cosine", "fvu_lens", "fvu_token_mean", "fvu_pca"),
     *("ce_loss", "ce_loss_zero", "ce_loss_spliced", "ce_recovered", "ce_share_lost", "kl"),
 )
 """Metrics of a dictionary of several layers that are the mean of those of its layers."""
-BY_LAYER = (*AVERAGED[:4], "l0", "l1", "n_dead_eval", "dead_share_eval", "dense_share", *AVERAGED[4:])
+BY_LAYER = (*AVERAGED[:5], "l0", "l1", "n_dead_eval", "dead_share_eval", "dense_share", *AVERAGED[5:])
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ class Placed:
         place = self.maps.place_of(self.source.layer)
         found = self.model(self.maps.apply(left, place))
         return replace(found, reconstruction=self.maps.invert(found.reconstruction, place))
+
+    def in_lens(self, x: Tensor) -> Tensor | None:
+        """Vectors, or their reconstructions, [token, width], behind the layer's lens; None without one."""
+        if self.maps is None or self.maps.kind != "lens":
+            return None
+        return self.maps.apply(x, self.maps.place_of(self.source.layer))
 
     def splice(self, token_ids: Tensor) -> Splice:
         """The reconstruction, means and all, in the place of the target on these tokens [token]."""
@@ -193,7 +199,7 @@ class _Counters:
         model, fitter = dictionary.model, dictionary.baselines
         width = model.architecture.width_out
         self._dictionary = dictionary
-        self._own, self._token = ReconstructionCounter(width), ReconstructionCounter(width)
+        self._own, self._token, self._lens = (ReconstructionCounter(width) for _ in range(3))
         self.latents = LatentCounter(model.n_latents)
         self._lookup = lookup
         # Without a k, how many components to take is known at the end.
@@ -201,6 +207,9 @@ class _Counters:
 
     def update(self, output: SAEOutput, target: Tensor, token_ids: Tensor) -> None:
         self._own.update(target, output.reconstruction)
+        seen, given = (self._dictionary.in_lens(x) for x in (target, output.reconstruction))
+        if seen is not None and given is not None:
+            self._lens.update(seen, given)
         if self._lookup and self._projection:
             self._token.update(target, self._lookup.predict(token_ids))
             self._projection.update(target)
@@ -208,12 +217,13 @@ class _Counters:
 
     def result(self, mean_max_cosine: float) -> dict[str, Any]:
         own, latents, model = self._own.result(), self.latents.result(), self._dictionary.model
-        k = model.k or max(1, round(latents.l0))
+        lens, k = self._lens.result(), model.k or max(1, round(latents.l0))
         return {
             "fvu": own.fvu,
             "explained_variance": own.explained_variance,
             "explained_variance_one_mean": own.explained_variance_one_mean,
             "cosine": own.cosine,
+            **({"fvu_lens": lens.fvu} if lens.n_tokens else {}),
             **_usage(latents),
             "density_log10_edges": list(DENSITY_EDGES),
             "mean_max_cosine": mean_max_cosine,

@@ -77,6 +77,17 @@ class LayerMaps:
             raise InputError(f"the dictionary {found}, none for layer {layer}; apply it to one of those")
         return self.layers.index(layer)
 
+    def at(self, layers: Sequence[int]) -> LayerMaps:
+        """The maps of some of the layers, ascending.
+
+        Raises:
+            InputError: there is none for one of them.
+        """
+        wanted = tuple(sorted(layers))
+        rows = [self.place_of(layer) for layer in wanted]
+        named = {**self.tensors, "inverse": self.inverse}
+        return LayerMaps(wanted, **{name: t[rows] for name, t in named.items() if t is not None})
+
     def apply(self, x: Tensor, place: int) -> Tensor:
         """What the dictionary sees of x [token, d], vectors of the layer at this place."""
         if self.scale is not None:
@@ -122,7 +133,8 @@ def load_layer_maps(folder: Path, facts: Mapping[str, Any]) -> LayerMaps | None:
         return None
     path = folder / LAYER_MAPS
     try:
-        return LayerMaps(tuple(facts["layers"]), **{n: t.float() for n, t in load_file(path).items()})
+        layers = facts.get("layers") or [facts["layer"]]
+        return LayerMaps(tuple(layers), **{n: t.float() for n, t in load_file(path).items()})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be used ({reason}); train the dictionary again") from None

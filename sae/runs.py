@@ -32,7 +32,7 @@ def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
     path, wanted = run / "run.json", plain(identity)
     if run.exists() and not run.is_dir():
         raise InputError(f"--run {run} is a file; name a folder")
-    if path.exists() and (any(run.glob("*/*/manifest.json")) or any(map(is_locked, run.glob("*/.*.lock")))):
+    if path.exists() and (_has_artifact(run)):
         found = read_run(run)
         for key in wanted:
             mark = PLACES.get(key, "")
@@ -45,6 +45,13 @@ def claim_run(run: Path, identity: Mapping[str, Any]) -> None:
         write_json(path, wanted)
     except OSError as error:
         raise InputError(f"cannot write to --run {run}: {error.strerror}; name a folder that can be written") from None
+
+
+def _has_artifact(run: Path) -> bool:
+    """Whether a run holds a complete artifact, or one that another process is writing."""
+    # The lens lies directly in the run, everything else one folder deeper.
+    complete = any(any(run.glob(form)) for form in ("*/manifest.json", "*/*/manifest.json"))
+    return complete or any(is_locked(lock) for form in (".*.lock", "*/.*.lock") for lock in run.glob(form))
 
 
 def read_run(run: Path) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class DictionarySpec:
         parts += [f"x{sae.expansion}"] if sae.expansion != defaults.expansion else []
         parts += [f"l{sae.sparsity:g}".replace("+", "")] if sae.sparsity is not None else []
         parts += _normalised(sae.normalise or "none", self.is_multi_layer)
+        parts += ["lens"] if sae.lens else []
         parts += ["skip-embed"] if sae.skip_embed else []
         return ".".join(parts + ([f"s{self.seed}"] if self.seed else []))
 
@@ -124,6 +125,8 @@ class DictionarySpec:
         if sae["normalise"] in (None, "none"):
             # As in artifacts from before there was a choice.
             del sae["normalise"]
+        if not sae["lens"]:
+            del sae["lens"]
         whole = {
             "dictionary": self.name,
             **self.facts(),
@@ -158,7 +161,9 @@ def kind_of(facts: Mapping[str, Any]) -> str:
     words += [f"sparsity {facts['sparsity']:g}"] if facts.get("sparsity") is not None else []
     words += ["transcoder"] if facts.get("target") else []
     if facts.get("format", "own") == "own":
-        words += _normalised(str(facts.get("layer_maps") or facts.get("normalise", "none")), bool(facts.get("layers")))
+        maps = facts.get("layer_maps")
+        normalise = str(facts.get("normalise", "none") if maps in (None, "lens") else maps)
+        words += [*_normalised(normalise, bool(facts.get("layers"))), *(["lens"] if maps == "lens" else [])]
     words += [f"of {facts['trained_at']}"] if facts.get("trained_at") else []
     return " ".join(words)
 
@@ -214,6 +219,8 @@ def _check_together(config: TrainConfig, sae: SAEConfig) -> None:
         raise InputError(
             "--normalise layer-scale goes with --multi-layer: one layer has one number anyway; leave it out"
         )
+    if sae.lens and not config.multi_layer:
+        raise InputError("--lens goes with --multi-layer; add it, or leave --lens out")
     if len(config.ks) > 1 and sae.architecture in ("relu", "gated"):
         raise InputError(
             f"--ks would train the same dictionary several times: {sae.architecture} has no k; leave it out"

@@ -20,6 +20,7 @@ from sae.distributed import Parallel
 from sae.errors import InputError
 from sae.evaluate import Placed, evaluate_layers
 from sae.hookpoints import Hookpoint
+from sae.layer_maps import LayerMaps
 from sae.memory import keep_freed_memory
 from sae.metrics import TokenMean
 from sae.nulls import gaussian_fvu, noise
@@ -34,6 +35,7 @@ from sae.subject import Subject, block_count, load_subject
 from sae.tracking import tracking
 from sae.trainer import Trainer, rates_at
 from sae.training import Pairs, Plan, Source, TrainingPass, begin, kept_token_means
+from sae.tuned_lens import find_lens
 from sae.weights import subject_digest, subject_identity
 
 Writers = dict[DictionarySpec, ArtifactWriter | None]
@@ -103,6 +105,11 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
     if parallel.is_main:
         claim_run(args.train.run, claimed)
     args, specs = _resolved(args)
+    lens = find_lens(args.train.run, parents["subject"], args.train.layers) if args.sae.lens else None
+    if lens:
+        # Another lens is another dictionary.
+        parents["lens"] = lens.fingerprint
+        check_same(parents, parallel)
     settings = corpus_settings(args.corpus)
     configs = {spec: spec.settings(args.train, identity, settings) for spec in specs}
     folders = {spec: dictionary_folder(args.train.run, spec.name) for spec in specs}
@@ -124,7 +131,7 @@ def _train_asked(args: Arguments, parallel: Parallel) -> None:
                 claim_run(args.train.run, claimed)
             snapshots = replace(snapshots, environment=environment(subject.device, parallel))
             wanted = snapshots if args.train.snapshots else None
-            _train_all(args, subject, corpus, writers, wanted, parallel)
+            _train_all(args, (subject, lens.maps if lens else None), corpus, writers, wanted, parallel)
     # Not before the main process has written what came of them.
     parallel.wait()
     snapshots.remove()
@@ -147,18 +154,18 @@ def _summary(metrics: dict[str, Any]) -> str:
 
 def _train_all(
     args: Arguments,
-    subject: Subject,
+    studied: tuple[Subject, LayerMaps | None],
     corpus: Corpus,
     writers: Writers,
     snapshots: SnapshotStore | None,
     parallel: Parallel,
 ) -> None:
-    """Train what the writers are for, measure it on held-out documents, and write it."""
-    config, context = args.train, args.corpus.context_length
+    """Train what the writers are for, with the lens if they use one, measure it on held-out documents, and write it."""
+    (subject, lens), config, context = studied, args.train, args.corpus.context_length
     store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
     held_out = prepare_contexts(corpus, subject.tokenizer, "score", config.eval_tokens, context, repeat=True)
     plan = Plan.of(list(writers))
-    source = Source(subject, store, plan.places, config, parallel)
+    source = Source(subject, store, plan.places, config, parallel, lens)
     means = kept_token_means(source, snapshots) if args.sae.skip_embed else [None] * len(plan.places)
     laws = source.laws(means) if args.sae.null in FITTED else {}
     with _progress(config, writers) as progress:

@@ -18,7 +18,7 @@ from sae.config import TrainConfig
 from sae.contexts import ContextStore
 from sae.distributed import ALONE, Parallel
 from sae.hookpoints import Hookpoint
-from sae.layer_maps import layer_scales
+from sae.layer_maps import LayerMaps, layer_scales
 from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
 from sae.nulls import set_directions, twins
@@ -68,6 +68,8 @@ class Source:
     places: tuple[Hookpoint, ...]
     config: TrainConfig
     parallel: Parallel = ALONE
+    lens: LayerMaps | None = None
+    """What is done to the vectors of dictionaries with a lens."""
 
     @property
     def seed(self) -> int:
@@ -223,6 +225,8 @@ def _trainer(source: Source, spec: DictionarySpec, pair: tuple[Tensor, Tensor], 
     config, device, parallel = source.config, source.subject.device, source.parallel
     samples = [[parallel.sample(part) for part in whole.chunk(len(spec.layers))] for whole in pair]
     maps = layer_scales(spec.layers, samples[0]) if spec.sae.normalise == "layer-scale" else None
+    if spec.sae.lens and source.lens is not None:
+        maps = source.lens.at(spec.layers).to(device)
     x, target = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in samples)
     if maps is not None:
         x = target = mapped(maps, x)

@@ -1,0 +1,261 @@
+"""`python -m sae.lens`: a tuned lens for a run's subject, all layers in one pass."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from sae.activations import SUBJECT_BATCH_TOKENS, stream
+from sae.artifacts import (
+    LOG,
+    ArtifactWriter,
+    completed,
+    file_digest,
+    lens_folder,
+    plain,
+    read_json,
+    write_json,
+    writing,
+)
+from sae.cli import parse, run_stage
+from sae.config import LARGEST_SEED, CorpusConfig, SubjectConfig
+from sae.contexts import ContextStore, prepare_contexts
+from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
+from sae.errors import InputError
+from sae.formats.tuned_lens import WEIGHTS, read_lens
+from sae.head import Head, find_head
+from sae.hookpoints import Hookpoint, residual_streams
+from sae.layer_maps import LayerMaps
+from sae.memory import keep_freed_memory
+from sae.runs import claim_run
+from sae.subject import Subject, block_count, load_subject
+from sae.tuned_lens import KIND, METRICS, LensTrainer, condition_numbers, learning_rate, lens_divergences
+from sae.weights import subject_digest, subject_identity
+
+LOG_ROWS = 200
+"""At most so many in the log, evenly spread."""
+TRAINING = ("tokens", "batch_tokens", "learning_rate", "seed", "repeat")
+"""Settings that a published lens has no use for."""
+
+
+@dataclass(frozen=True)
+class LensConfig:
+    """How a lens is trained."""
+
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the run: one subject variant on one corpus."""
+    layers: tuple[int, ...] = ()
+    """Blocks, counted from zero, that get a map; by default every block."""
+    tokens: int = 1_000_000
+    """Training tokens, taken from the SAE split."""
+    batch_tokens: int = 2048
+    """Padded tokens of the contexts in an optimiser step."""
+    learning_rate: float | None = None
+    """Adam's learning rate at the start; it falls to zero linearly. By default 0.25 / d."""
+    eval_tokens: int = 16_384
+    """Held-out tokens for the metrics, from the score split."""
+    seed: int = 0
+    """Seed of the order of the data."""
+    repeat: bool = False
+    """Go over the split again when it has fewer tokens than asked."""
+    overwrite: bool = False
+    """Replace a lens that was made with other settings."""
+    published: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of a lens of the tuned-lens package (config.json, params.pt), taken and measured instead of training."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_tokens", "eval_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise InputError(f"--seed must be between 0 and {LARGEST_SEED}, got {self.seed}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputError(f"--learning-rate must be positive and finite, got {self.learning_rate}")
+        trained = [f.name for f in fields(self) if f.name in TRAINING and getattr(self, f.name) != f.default]
+        if self.published and trained:
+            raise InputError(f"--published trains nothing; leave out --{trained[0].replace('_', '-')}, or --published")
+        if len(set(self.layers)) < len(self.layers):
+            raise InputError(f"--layers names something twice: {' '.join(map(str, self.layers))}")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a tuned lens: a map for each block after which the subject's head predicts what the subject does."""
+
+    subject: SubjectConfig
+    lens: LensConfig
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the lens of a run, unless it is there."""
+    args = parse(Arguments, argv, "python -m sae.lens")
+    keep_freed_memory()
+    corpus = open_corpus(args.corpus)
+    identity = subject_identity(args.subject)
+    claimed = {**identity, **corpus_place(args.corpus, corpus)}
+    claim_run(args.lens.run, claimed)
+    layers = _layers(args)
+    parents = {"subject": subject_digest(identity), "corpus": corpus.fingerprint}
+    settings = _settings(args, layers)
+    folder = lens_folder(args.lens.run)
+    done = completed(folder, KIND, settings, parents, args.lens.overwrite) is not None
+    if not done:
+        subject = load_subject(args.subject)
+        subject.check_context(args.corpus.context_length)
+        head = find_head(subject)
+        with writing(folder, KIND, settings, parents) as writer:
+            # Once more: until it was locked, another process could have claimed the run.
+            claim_run(args.lens.run, claimed)
+            _write(args, writer, (subject, head), corpus, layers)
+    mend = f"remove {folder} and run the same command again"
+    print("\n".join([f"{folder}:{' complete already' if done else ''}", "", *_table(folder, mend)]))
+
+
+def _settings(args: Arguments, layers: tuple[int, ...]) -> dict[str, Any]:
+    """Everything that decides the lens: the config of its artifact."""
+    if args.lens.published:
+        path = args.lens.published / WEIGHTS
+        chosen: dict[str, Any] = {"published": file_digest(path) if path.is_file() else None}
+    else:
+        chosen = {name: value for name, value in asdict(args.lens).items() if name in TRAINING}
+    chosen |= {"layers": layers, "eval_tokens": args.lens.eval_tokens, "corpus": corpus_settings(args.corpus)}
+    result: dict[str, Any] = plain(chosen)
+    return result
+
+
+def _layers(args: Arguments) -> tuple[int, ...]:
+    """The blocks that get a map, ascending.
+
+    Raises:
+        InputError: the subject has no such block, or there is nothing to train.
+    """
+    n_blocks = block_count(args.subject)
+    layers = tuple(sorted(args.lens.layers or range(n_blocks)))
+    for layer in layers:
+        if not 0 <= layer < n_blocks:
+            found = f"{args.subject.subject} has layers 0 to {n_blocks - 1}"
+            raise InputError(f"layer {layer} is out of range: {found}; ask for some of them")
+    if layers == (n_blocks - 1,):
+        raise InputError(
+            f"layer {n_blocks - 1} is the last, whose map is the identity: there is nothing to train; ask for others"
+        )
+    return layers
+
+
+def _write(
+    args: Arguments, writer: ArtifactWriter, studied: tuple[Subject, Head], corpus: Corpus, layers: tuple[int, ...]
+) -> None:
+    """Train or read the maps, measure them on held-out documents, and write them."""
+    (subject, head), config, context = studied, args.lens, args.corpus.context_length
+    held_out = prepare_contexts(corpus, subject.tokenizer, "score", config.eval_tokens, context, repeat=True)
+    if config.published:
+        shape = (len(subject.blocks), subject.d_model)
+        maps, n_tokens = read_lens(config.published, layers, shape).to(subject.device), 0
+    else:
+        store = prepare_contexts(corpus, subject.tokenizer, "sae", config.tokens, context, config.repeat)
+        maps, n_tokens = _trained(config, subject, head, store, (layers, writer.partial / LOG))
+    batches = held_out.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
+    found = lens_divergences(head, maps, stream(subject, held_out, _places(subject, layers), batches))
+    assert maps.matrix is not None
+    columns = zip(layers, found.logit_lens, found.tuned_lens, condition_numbers(maps.matrix), strict=True)
+    rows = [
+        {"layer": layer, "kl_logit_lens": logit, "kl_tuned_lens": tuned, "condition": c if math.isfinite(c) else None}
+        for layer, logit, tuned, c in columns
+    ]
+    maps.save(writer.partial)
+    write_json(
+        writer.partial / METRICS, {"by_layer": rows, "n_tokens_train": n_tokens, "n_tokens_eval": found.n_tokens}
+    )
+    writer.finish({"tokens": n_tokens, "layers": len(layers), "variant": subject.report})
+
+
+def _places(subject: Subject, layers: Sequence[int]) -> list[Hookpoint]:
+    """Where vectors are read: the layers, and the last block, last."""
+    return [*residual_streams(layers), Hookpoint(len(subject.blocks) - 1)]
+
+
+def _trained(
+    config: LensConfig, subject: Subject, head: Head, store: ContextStore, target: tuple[tuple[int, ...], Path]
+) -> tuple[LayerMaps, int]:
+    """The maps of some layers, and on how many tokens they were trained; the log goes into a file.
+
+    Raises:
+        InputError: a loss has exploded.
+    """
+    layers, log = target
+    last = len(subject.blocks) - 1
+    learnt = [layer for layer in layers if layer != last]
+    order = np.random.default_rng(config.seed)
+    batches = store.batches(config.batch_tokens, order, config.tokens)
+    vectors = stream(subject, store, _places(subject, learnt), batches)
+    trainer: LensTrainer | None = None
+    n_tokens, noted = 0, -1
+    bar = tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="lens", mininterval=1.0)
+    with log.open("w") as lines, bar:
+        for step, batch in enumerate(vectors):
+            *own, final = batch.vectors
+            if trainer is None:
+                trainer = LensTrainer(head, own, config.learning_rate or learning_rate(subject.d_model))
+            share = max(0.0, 1 - n_tokens / config.tokens)
+            kl = trainer.step(own, final, share)
+            n_tokens += len(final)
+            bar.update(len(final))
+            if (row := n_tokens * LOG_ROWS // config.tokens) != noted:
+                _check_finite(learnt, kl)
+                noted = row
+                lines.write(json.dumps({"step": step, "tokens": n_tokens, "kl": _rounded(kl)}) + "\n")
+    assert trainer is not None
+    _check_finite(learnt, kl)
+    return _whole(layers, learnt, trainer), n_tokens
+
+
+def _rounded(kl: Tensor) -> list[float]:
+    return [round(float(value), 6) for value in kl]
+
+
+def _check_finite(layers: Sequence[int], kl: Tensor) -> None:
+    for layer, value in zip(layers, kl.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise InputError(f"the loss of layer {layer} is {value}; ask for a lower --learning-rate")
+
+
+def _whole(layers: tuple[int, ...], learnt: Sequence[int], trainer: LensTrainer) -> LayerMaps:
+    """The maps of all layers asked; that of the last block stays the identity: its output is the target itself."""
+    matrices, biases = trainer.maps()
+    identity = (torch.eye(matrices.shape[1], device=matrices.device), torch.zeros_like(biases[0]))
+    found = dict(zip(learnt, zip(matrices, biases, strict=True), strict=True))
+    both = [found.get(layer, identity) for layer in layers]
+    return LayerMaps(layers, matrix=torch.stack([m for m, _ in both]), bias=torch.stack([b for _, b in both]))
+
+
+def _table(folder: Path, mend: str) -> list[str]:
+    """What the lens does, layer by layer."""
+    metrics = read_json(folder / METRICS, mend)
+    try:
+        lines = [
+            f"KL from the subject's own predictions, nats a token, on {metrics['n_tokens_eval']:,} held-out tokens",
+            "layer  logit lens  tuned lens  condition",
+        ]
+        for row in metrics["by_layer"]:
+            condition = "infinite" if row["condition"] is None else f"{row['condition']:.3g}"
+            lines.append(
+                f"{row['layer']:>5}  {row['kl_logit_lens']:>10.4f}  {row['kl_tuned_lens']:>10.4f}  {condition:>9}"
+            )
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{folder / METRICS} lacks the metrics of a lens; {mend}") from None
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))
