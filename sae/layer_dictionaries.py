@@ -64,6 +64,9 @@ def find_layered(config: CacheConfig, n_blocks: int) -> Dictionary:
         if not found.is_multi_layer:
             raise InputError(f"{name} reads one layer; name one of several, or where it reads by --hookpoint all")
         return found
+    if config.hookpoint or config.name:
+        flag = "--hookpoint" if config.hookpoint else "--name"
+        raise InputError(f"{flag} goes with --dictionary of one trained elsewhere; the run's own know theirs")
     if not known:
         raise InputError(f"{run} has no multi-layer dictionary; {train}")
     if name is None and len(known) > 1:

@@ -162,6 +162,8 @@ def show_prompt(
     if turned is not None:
         more = partial(added, dictionary=dictionary, layer=turned.layer, latent=turned.latent, amount=turned.factor)
         steered = steering(subject, prompt, turned.layer, more)
+        if not np.isfinite(steered.steered).all():
+            raise InputError(f"--factor {turned.factor:g} makes logits that are no numbers; give one nearer zero")
     folder.mkdir(parents=True, exist_ok=True)
     save_svg(prompt_figure(view.activations, view.latents.tolist(), view.tokens, layers), folder / "prompt.svg")
     with (folder / "prompt.csv").open("w", encoding="utf-8", newline="") as stream:

@@ -124,7 +124,7 @@ def variance_replicates(
         rng: draws the documents.
 
     Returns:
-        One a draw; none where there is a single document.
+        One a draw in which something fires; none where there is a single document.
     """
     group, n_groups = _groups(documents, rng)
     if n_groups < 2:
@@ -147,7 +147,10 @@ def variance_replicates(
         weights = mass.reshape(-1, n_groups) @ draws
         firsts = moment.reshape(-1, n_groups) @ draws
         explained += np.divide(firsts**2, weights, out=np.zeros_like(weights), where=weights > 0).sum(0)
-    mass, moment, second, within = moments @ draws
+    # Of a draw in which nothing fires there is no variance.
+    fires = (moments[0] @ draws) > 0
+    mass, moment, second, within = moments @ draws[:, fires]
+    explained = explained[fires]
     found = zip((second - moment**2 / mass) / mass, (second - explained) / mass, within / mass, strict=True)
     return [_cleaned(*parts) for parts in found]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 
 from sae.artifacts import (
     ArtifactWriter,
+    check_contents,
     completed,
     digest,
     latents_folder,
@@ -23,7 +25,7 @@ from sae.artifacts import (
     writing,
 )
 from sae.cli import parse, run_stage
-from sae.config import CacheConfig, CorpusConfig, SubjectConfig
+from sae.config import LARGEST_SEED, CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import corpus_place, open_corpus
 from sae.dictionaries import Dictionary, check_fit
@@ -102,6 +104,10 @@ class LayersConfig:
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} must be at least {least}, got {getattr(self, name)}")
+        if self.seed > LARGEST_SEED:
+            raise InputError(f"--seed must be at most {LARGEST_SEED}, got {self.seed}")
+        if self.factor is not None and not math.isfinite(self.factor):
+            raise InputError(f"--factor must be finite, got {self.factor}")
         if any(count < 1 for count in self.thresholds):
             raise InputError(f"--thresholds are numbers of tokens, at least 1, got {self.thresholds}")
         if not all(0 < share <= 1 for share in self.shares):
@@ -149,6 +155,7 @@ def _analyse(args: LayersConfig, dictionary: Dictionary, config: SubjectConfig, 
     folder = layers_folder(args.run, dictionary.name)
     done = completed(folder, KIND, settings, parents, args.overwrite) is not None
     if not done:
+        _check_caches(args.run, (dictionary, *singles))
         subject = _subject(dictionary, config)
         context = corpus_config.context_length
         store = prepare_contexts(corpus, subject.tokenizer, "score", args.tokens, context, repeat=True)
@@ -178,6 +185,14 @@ def _parents(run: Path, dictionary: Dictionary, singles: Sequence[Dictionary]) -
             raise InputError(f"{folder} was made from another dictionary; make it again with {make} --overwrite")
         found[f"latents {each.name}"] = manifest.fingerprint
     return found
+
+
+def _check_caches(run: Path, dictionaries: Sequence[Dictionary]) -> None:
+    """Raise `InputError` if the files of a cache have changed since it was made: their numbers would be wrong."""
+    mend = f"remove it and make it with python -m sae.cache --run {run} ..."
+    for folder in (latents_folder(run, each.name) for each in dictionaries):
+        if (folder / "manifest.json").exists():
+            check_contents(folder, read_manifest(folder, "latents", mend), mend)
 
 
 def _write(

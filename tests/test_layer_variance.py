@@ -119,6 +119,15 @@ def _deviations(entries: LayeredEntries, documents: Ints) -> list[float]:
     return list(np.std([_values(replicate)[:2] for replicate in drawn], axis=0))
 
 
+def test_documents_in_which_nothing_fires_take_no_part_in_the_interval() -> None:
+    # Something fires in one document of two: every fourth draw has nothing.
+    h = np.zeros((3, 2, 5))
+    h[:, 0] = np.random.default_rng(5).random((3, 5))
+    draws = variance_replicates(entries_of(h), np.array([0, 1]), 100, np.random.default_rng(6))
+    assert 50 < len(draws) < 100 and {round(draw.total, 9) for draw in draws} == {round(layer_variance(h).total, 9)}
+    assert not variance_replicates(entries_of(np.zeros((3, 2, 5))), np.array([0, 1]), 9, np.random.default_rng(6))
+
+
 def test_one_document_gives_no_interval() -> None:
     entries = entries_of(SPARSE)
     assert variance_replicates(entries, np.zeros(40, int), 10, np.random.default_rng(0)) == []

@@ -14,7 +14,7 @@ import pytest
 
 from sae.cache import main as cache
 from sae.errors import InputError
-from sae.latents import LatentCache
+from sae.latents import LatentCache, map_tensors, save_tensors
 from sae.layer_variance import layer_variance
 from sae.layered import LayeredEntries
 from sae.layers import LayersConfig, main
@@ -147,6 +147,11 @@ def test_a_prompt_is_shown_and_a_latent_turned_up(
     [
         (["--steer", "5"], "go together"),
         (["--steer", "5", "--at-layer", "1", "--factor", "2"], "goes with --prompt"),
+        (["--prompt", PROMPT, "--steer", "6", "--at-layer", "1", "--factor", "nan"], "must be finite, got nan"),
+        (["--prompt", PROMPT, "--steer", "6", "--at-layer", "1", "--factor", "1e38"], "logits that are no numbers"),
+        (["--prompt", PROMPT, "--hookpoint", "layers.0-1"], "--hookpoint goes with --dictionary of one trained"),
+        (["--prompt", PROMPT, "--name", "other"], "--name goes with --dictionary of one trained"),
+        (["--seed", "99999999999999999999"], "--seed must be at most 4294967295"),
         (["--out", "x"], "--out goes with --prompt"),
         (["--thresholds", "0"], "at least 1"),
         (["--shares", "2"], "at most 1"),
@@ -180,6 +185,22 @@ def test_a_cache_of_another_dictionary_is_refused(trained: Path, tmp_path: Path)
     manifest["parents"]["dictionary"] = "0" * 64
     path.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="was made from another dictionary"):
+        main(["--run", str(copy), *SMALL])
+
+
+@pytest.mark.parametrize("name", ["layers.0.k4.x2", "all"])
+def test_a_cache_whose_files_have_changed_is_refused(name: str, trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("layers", ".*"))
+    folder = copy / "latents" / (_name(copy) if name == "all" else name)
+    path = folder / ("layered.safetensors" if name == "all" else "entries.safetensors")
+    arrays = {n: np.array(a) for n, a in map_tensors(path).items()}
+    arrays["activation"][3] = -5
+    save_tensors(path, arrays)
+    with pytest.raises(InputError, match="files are not those that its manifest was written for"):
+        main(["--run", str(copy), *SMALL])
+    path.unlink()
+    with pytest.raises(InputError, match=r"is damaged .*; remove it and make it with python -m sae\.cache"):
         main(["--run", str(copy), *SMALL])
 
 
