@@ -68,11 +68,14 @@ def find_head(subject: Subject) -> Head:
         logits = model(input_ids=ids, use_cache=False).logits[0].float()
     modules = (*_chain(calls, ends[0], unembedding), unembedding)
     tolerance = LOGIT_TOLERANCE.get(ends[0].dtype, 0.03) * float(logits.abs().max())
+    found: dict[float, Head] = {}
     for finish in _finishes(model.config.get_text_config()) if unembedding is not None else ():
         head = Head(modules, finish, ends[0].dtype)
         with contextlib.suppress(RuntimeError, TypeError, AttributeError):
-            if float((head(ends[0][0].float()) - logits).abs().max()) <= tolerance:
-                return head
+            found.setdefault(float((head(ends[0][0].float()) - logits).abs().max()), head)
+    # The nearest: a cap far above the logits of these few tokens does little to them.
+    if found and min(found) <= tolerance:
+        return found[min(found)]
     raise InputError(
         f"cannot find the final norm and the unembedding of {subject.config.subject}: what follows its last block does "
         "not give its logits; a lens needs another subject"

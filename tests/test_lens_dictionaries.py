@@ -22,12 +22,13 @@ from sae.evaluate import evaluate_layers, placed_at
 from sae.hookpoints import residual_streams
 from sae.latents import LatentCache
 from sae.layer_dictionaries import added
+from sae.layer_maps import LayerMaps
 from sae.lens import main as lens
 from sae.model import SparseAutoencoder
 from sae.specs import asked, kind_of
 from sae.subject import Subject, load_subject
 from sae.train import main as train
-from sae.trainer import Trainer
+from sae.trainer import Place, Rates, Trainer
 from sae.tuned_lens import condition_numbers, find_lens
 from tests.lens_run import LENS, NAME, TRAINING, flags, lens_run, read
 
@@ -62,6 +63,23 @@ def test_dictionaries_keep_the_maps_they_were_trained_behind(run: Path) -> None:
     assert one.maps is not None and one.maps.layers == (1,) and torch.equal(one.maps.matrix[0], written.matrix[1])  # type: ignore[index]
     for name in (NAME, one.name):
         assert read(run / "sae" / name / "manifest.json")["parents"]["lens"] == manifest["fingerprint"]
+
+
+def test_training_sees_what_the_lens_gives_and_nothing_else() -> None:
+    draw = torch.Generator().manual_seed(1)
+    matrices = torch.eye(8) + 0.2 * torch.randn(2, 8, 8, generator=draw)
+    maps = LayerMaps((0, 3), matrix=matrices, bias=torch.randn(2, 8, generator=draw))
+    layers = [torch.randn(40, 8, generator=draw), 5 * torch.randn(40, 8, generator=draw)]
+    seen = torch.cat([x @ matrix.T + bias for x, matrix, bias in zip(layers, matrices, maps.bias, strict=True)])  # type: ignore[arg-type]
+    found = []
+    for x, place in ((torch.cat(layers), Place(layers=2, maps=maps)), (seen, Place(layers=2))):
+        model = SparseAutoencoder(Architecture("topk", 8, 24, 3, normalise="standardise"))
+        model.initialise(seen, torch.Generator().manual_seed(0))
+        trainer = Trainer(model, SAEConfig(k=3), 1e-3, 1e6, place=place)
+        losses = [float(trainer.step(x, x, Rates()).loss.detach()) for _ in range(3)]
+        found.append((losses, model.w_dec.detach()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
 
 
 def test_metrics_say_the_error_before_and_behind_the_lens(run: Path, subject: Subject, held_out: ContextStore) -> None:

@@ -53,18 +53,22 @@ def test_the_head_gives_the_subjects_logits_from_its_last_residual_stream(
     torch.testing.assert_close(found, logits.flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_soft_cap_of_the_logits_is_part_of_the_head(neox_folder: Path) -> None:
+@pytest.mark.parametrize("cap", [0.5, 60.0])
+def test_a_soft_cap_of_the_logits_is_part_of_the_head(cap: float, neox_folder: Path) -> None:
     subject = load_subject(SubjectConfig(str(neox_folder)))
-    subject.model.config.final_logit_softcapping = 0.5
+    subject.model.config.final_logit_softcapping = cap
 
     def capped(_module: nn.Module, _args: Any, output: Any) -> Any:
-        output.logits = (output.logits / 0.5).tanh() * 0.5
+        output.logits = (output.logits / cap).tanh() * cap
         return output
 
     subject.model.register_forward_hook(capped)
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    head = find_head(subject)
     bare = subject.model.get_output_embeddings()(subject.model.gpt_neox.final_layer_norm(x))
-    torch.testing.assert_close(find_head(subject)(x), (2 * bare).tanh() / 2)
+    # Far larger than what the head is found by, so that a cap that does little there shows.
+    subject.model.get_output_embeddings().weight.mul_(100)
+    torch.testing.assert_close(head(x), (100 * bare / cap).tanh() * cap, rtol=1e-4, atol=1e-4)
 
 
 def test_a_head_that_is_not_the_subjects_is_refused(neox_folder: Path) -> None:
