@@ -48,6 +48,9 @@ class Architecture:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        for name in ("subtract_b_dec", "skip"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         k = 0 if isinstance(self.k, bool) or not isinstance(self.k, int) else self.k
         if self.kind in K_KINDS and not 1 <= k <= self.n_latents:
             raise ValueError(f"k must be between 1 and n_latents={self.n_latents}, got {self.k!r}")

@@ -90,7 +90,11 @@ def load_dictionary(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
         found = f"{folder / 'config.json'} does not describe a dictionary of this project ({error})"
         raise InputError(f"{found}; {mend}") from None
     try:
-        tensors = {name: tensor.float() for name, tensor in load_file(folder / "weights.safetensors").items()}
+        stored = load_file(folder / "weights.safetensors")
+        strange = [f"{name} holds {tensor.dtype}" for name, tensor in stored.items() if not tensor.is_floating_point()]
+        if strange:
+            raise ValueError(strange[0])
+        tensors = {name: tensor.float() for name, tensor in stored.items()}
         # Without numbers of its own: nothing is allocated by what a config says.
         with torch.device("meta"):
             model = SparseAutoencoder(architecture)
@@ -100,4 +104,6 @@ def load_dictionary(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
         raise InputError(f"{folder / 'weights.safetensors'} cannot be used ({reason}); {mend}") from None
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise InputError(f"{folder / 'weights.safetensors'} holds numbers that are not finite; {mend}")
+    if not all(float(tensors[name]) > 0 for name in ("scale", "target_scale") if name in tensors):
+        raise InputError(f"{folder / 'weights.safetensors'} holds a scale that is not positive; {mend}")
     return model, facts

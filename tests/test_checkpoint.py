@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from sae.architecture import Architecture
 from sae.checkpoint import load_dictionary, save_dictionary
@@ -18,10 +20,12 @@ from sae.model import SparseAutoencoder
         ('"k": 3', '"k": true', "k must be between 1 and n_latents=16, got True"),
         # 40 GB: a machine might even have them.
         ('"n_latents": 16', '"n_latents": 1000000000', "weights.safetensors cannot be used .*size mismatch"),
+        ('"subtract_b_dec": true', '"subtract_b_dec": "false"', "subtract_b_dec must be true or false, got 'false'"),
+        ('"skip": false', '"skip": 0', "skip must be true or false, got 0"),
         ('"d_in": 8', '"d_in": ' + "9" * 5000, "config.json is damaged"),
         ('"groups": []', '"groups": ' + "[" * 100_000, "config.json is damaged"),
     ],
-    ids=["k", "n_latents", "digits", "brackets"],
+    ids=["k", "n_latents", "flag", "skip", "digits", "brackets"],
 )
 def test_a_config_that_lies_is_one_line_and_nothing_is_allocated_for_it(
     old: str, new: str, message: str, tmp_path: Path
@@ -34,3 +38,22 @@ def test_a_config_that_lies_is_one_line_and_nothing_is_allocated_for_it(
     with pytest.raises(InputError, match=message) as caught:
         load_dictionary(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("scale", torch.zeros(()), "a scale that is not positive"),
+        ("scale", -torch.ones(()), "a scale that is not positive"),
+        ("b_enc", torch.zeros(16, dtype=torch.int8), r"cannot be used \(b_enc holds torch.int8\)"),
+        ("w_dec", torch.ones(16, 8, dtype=torch.complex64), r"cannot be used \(w_dec holds torch.complex64\)"),
+    ],
+)
+def test_weights_of_which_no_dictionary_is_made_are_one_line(
+    name: str, tensor: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    save_dictionary(tmp_path, SparseAutoencoder(Architecture("topk", 8, 16, 3)), {})
+    path = tmp_path / "weights.safetensors"
+    save_file({**load_file(path), name: tensor}, path)
+    with pytest.raises(InputError, match=message):
+        load_dictionary(tmp_path)

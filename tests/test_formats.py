@@ -237,6 +237,14 @@ def test_a_scale_beside_a_saelens_checkpoint_is_taken_and_without_it_the_file_is
     torch.testing.assert_close(found_reconstruction, reconstruction / 0.4, atol=1e-4, rtol=2e-5)
 
 
+def test_a_saelens_checkpoint_whose_threshold_was_never_learned_is_refused(tmp_path: Path) -> None:
+    folder, _ = files.saelens(tmp_path, "batchtopk")
+    path = folder / "sae_weights.safetensors"
+    save_file({**load_file(path), "topk_threshold": torch.tensor(-1.0)}, path)
+    with pytest.raises(InputError, match=r"threshold was never learned \(-1\.0\)"):
+        load_foreign(str(folder))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions_become_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     folder, _ = files.sparsify(tmp_path / "layers.0")

@@ -162,6 +162,8 @@ def _parts(tensors: Tensors, shape: Architecture) -> dict[str, Tensor]:
     known = [*TENSORS, *names.values(), "scaling_factor"]
     if shape.kind == "batch_topk":
         parts["threshold"] = tensors.take("topk_threshold")
+        if float(parts["threshold"]) < 0:
+            raise fault(tensors.path, f"the threshold was never learned ({float(parts['threshold'])})")
         known.append("topk_threshold")
     if shape.skip:
         parts["w_skip"] = tensors.take("W_skip", d_out, shape.d_in)
