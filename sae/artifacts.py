@@ -1,4 +1,4 @@
-"""Artifacts on disk: the run's layout on the dictionary side, manifests, atomic folders, locks. Imports no torch.
+"""Artifacts on disk: the run's layout on the dictionary side, manifests, atomic folders. Imports no torch.
 
 An artifact is a folder. It is written under a neighbouring name that ends in `.partial` and renamed when its manifest
 is in place, so a folder that exists under its own name is complete. Files whose names begin with a dot are scratch:
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.errors import InputError
+from sae.locks import locked
 
 SCHEMA = 1
 LOG = "train_log.jsonl"
@@ -290,34 +290,3 @@ def partial_of(folder: Path, kind: str, config: Any, parents: dict[str, str]) ->
 
 def _request(kind: str, config: Any, parents: Mapping[str, str]) -> str:
     return json.dumps(digest([kind, SCHEMA, plain(config), dict(parents)]))
-
-
-@contextlib.contextmanager
-def locked(lock: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock that the system takes back when the process dies.
-
-    Args:
-        lock: the file. It stays: if it were removed, a third process could lock a new file of the same name.
-        busy: what to say where another process holds it; by default its end is waited for.
-
-    Raises:
-        InputError: another process holds it, and `busy` is given.
-    """
-    with lock.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise InputError(str(busy)) from None
-        yield
-
-
-def is_locked(lock: Path) -> bool:
-    """Whether somebody holds the lock of a file."""
-    try:
-        with lock.open("r") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from sae.artifacts import locked
 from sae.corpus import Corpus
 from sae.errors import InputError
+from sae.locks import locked
 from sae.pydocs import Document, cache_folder
 
 SCHEMA = 1

@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sae.artifacts import locked
 from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.formats import FORMATS, Foreign, load_foreign
 from sae.hookpoints import Hookpoint
+from sae.locks import locked
 
 
 @dataclass(frozen=True)

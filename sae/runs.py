@@ -7,9 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sae.artifacts import is_locked, plain, read_json, write_json
+from sae.artifacts import plain, read_json, write_json
 from sae.config import VARIANTS, CorpusConfig, SubjectConfig
 from sae.errors import InputError
+from sae.locks import is_locked
 
 RUN_KEYS = {"subject", "variant", "corpus"}
 PLACES = {"subject": "subject_fingerprint", "corpus": "corpus_fingerprint"}

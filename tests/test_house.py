@@ -20,6 +20,7 @@ TORCH_FREE = {
     "sae.errors",
     "sae.hookpoints",
     "sae.latents",
+    "sae.locks",
     "sae.layer_originals",
     "sae.layer_profiles",
     "sae.layer_summary",

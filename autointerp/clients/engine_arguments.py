@@ -129,4 +129,5 @@ def _shut_down(engine: Any) -> None:
 
 
 def one_line(error: BaseException) -> str:
+    """What an error says, on one line that can be written to a file; its kind where it says nothing."""
     return encodable(" ".join(str(error).split())[:400]) or type(error).__name__

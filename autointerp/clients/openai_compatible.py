@@ -56,9 +56,9 @@ class OpenAIClient:
         model: str,
         base_url: str | None,
         key: str,
-        max_retries: int = 5,
-        timeout: float = 600.0,
-        concurrency: int = 16,
+        max_retries: int = ClientConfig.max_retries,
+        timeout: float = ClientConfig.timeout,
+        concurrency: int = ClientConfig.concurrency,
     ) -> None:
         self.model = model
         self.base_url = base_url

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,9 +79,8 @@ def known_abilities(
     Raises:
         InputError: the server cannot be asked.
     """
-    path, name = run / FILE, f"{server.model} at {server.address}"
-    noted = _noted(path)
-    remembered = noted.get(name) or (store.abilities(server.address, server.model) if store is not None else None)
+    memory = _Memory(run / FILE, store, server.model, server.address)
+    remembered = memory.recalled()
     try:
         abilities = Abilities(**remembered) if remembered else None
     except TypeError:
@@ -92,16 +92,48 @@ def known_abilities(
             abilities = asyncio.run(_closing(server, probe(server, sampling)))
         except _Unknown as failure:
             # The same settings must hold when the command is run again, or its answers would not fit together.
-            LOG.warning("%s could not be probed (%s); %s keeps to plain text, see %s", name, failure, run, path)
+            LOG.warning(
+                "%s could not be probed (%s); %s keeps to plain text, see %s", memory.name, failure, run, memory.path
+            )
             abilities = Abilities(0, False, probed=False)
         able = [f"top {abilities.top_logprobs} log probabilities"] if abilities.top_logprobs else []
         able += ["JSON schemas"] if abilities.structured else []
-        LOG.info("%s: %s", name, " and ".join(able) or "neither log probabilities nor JSON schemas")
-    if name not in noted:
-        write_json(path, noted | {name: vars(abilities)})
-    if store is not None and abilities.probed:
-        store.set_abilities(server.address, server.model, vars(abilities))
+        LOG.info("%s: %s", memory.name, " and ".join(able) or "neither log probabilities nor JSON schemas")
+    memory.note(vars(abilities))
+    if abilities.probed:
+        memory.share(vars(abilities))
     return abilities
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a run, and the store that all runs share, remember of a model at an address."""
+
+    path: Path
+    store: ResponseStore | None
+    model: str
+    address: str
+
+    @property
+    def name(self) -> str:
+        """As in the file."""
+        return f"{self.model} at {self.address}"
+
+    def recalled(self) -> dict[str, Any] | None:
+        """What the run remembers, or else the store; None if neither does."""
+        found: dict[str, Any] | None = _noted(self.path).get(self.name)
+        return found or (self.store.abilities(self.address, self.model) if self.store is not None else None)
+
+    def note(self, found: dict[str, Any]) -> None:
+        """Remember it in the run, if nothing is remembered there."""
+        noted = _noted(self.path)
+        if self.name not in noted:
+            write_json(self.path, noted | {self.name: found})
+
+    def share(self, found: dict[str, Any]) -> None:
+        """Remember it in the store."""
+        if self.store is not None:
+            self.store.set_abilities(self.address, self.model, found)
 
 
 class _Unknown(Exception):
@@ -163,10 +195,8 @@ def can_echo(client: LLMClient, run: Path, ask: bool = True) -> bool:
     server = _innermost(client)
     if not isinstance(server, OpenAIClient):
         return False
-    address, path = server.address + PATH, run / FILE
-    store: ResponseStore | None = getattr(client, "store", None)
-    noted, name = _noted(path), f"{server.model} at {address}"
-    found = noted.get(name) or (store.abilities(address, server.model) if store is not None else None)
+    memory = _Memory(run / FILE, getattr(client, "store", None), server.model, server.address + PATH)
+    found = memory.recalled()
     if not found:
         if not ask:
             return True
@@ -176,12 +206,10 @@ def can_echo(client: LLMClient, run: Path, ask: bool = True) -> bool:
             raise _unaskable(server, completion)
         # A failure that may pass must not be remembered.
         if not found["echo"] and completion.finish_reason not in ("rejected", "not_found"):
-            LOG.warning("%s sends no log probabilities of given texts (%s)", name, completion.error)
+            LOG.warning("%s sends no log probabilities of given texts (%s)", memory.name, completion.error)
             return False
-        if store is not None:
-            store.set_abilities(address, server.model, found)
-    if name not in noted:
-        write_json(path, noted | {name: found})
+        memory.share(found)
+    memory.note(found)
     return bool(found.get("echo"))
 
 

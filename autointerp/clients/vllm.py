@@ -33,7 +33,7 @@ class VllmClient:
     abilities = Abilities(TOP, structured=True)
     """Known, so that no probe, and no engine for one, is needed."""
 
-    def __init__(self, path: str, arguments: Mapping[str, Any], timeout: float = 600.0) -> None:
+    def __init__(self, path: str, arguments: Mapping[str, Any], timeout: float = ClientConfig.timeout) -> None:
         """Take a local folder or a hub id, and the engine's arguments; nothing is started yet."""
         self.path = path
         self.arguments = dict(arguments)
