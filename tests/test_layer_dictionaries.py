@@ -93,13 +93,25 @@ def test_the_baselines_are_the_single_layer_dictionaries_of_the_same_settings(tm
     _save(tmp_path, "layers.1", _single(1))
     _save(tmp_path, "layers.0", _single(0))  # no layer of it
     _save(tmp_path, "a.s3", {**_single(1), "seed": 3})
-    _save(tmp_path, "layers.1.frozen-decoder", {**_single(1), "null": "frozen-decoder"})
+    _save(tmp_path, "a.frozen-decoder", {**_single(1), "null": "frozen-decoder"})
     _save(tmp_path, "layers.1.mlp", {"hookpoint": "layers.1.mlp", "layer": 1})
+    # A transcoder reads its MLP's input; one that says otherwise is no baseline either.
+    _save(tmp_path, "a.transcoder", {**_single(1), "target": "layers.1.mlp"})
     other = SparseAutoencoder(Architecture("topk", D, 20, k=4))
     _save(tmp_path, "layers.4.k4", _single(4), other)
     found = _found(tmp_path)
     assert found.name == "all" and found.layers == (1, 4)
     assert [single.name for single in find_singles(tmp_path, found)] == ["layers.1", "layers.4"]
+
+
+def test_a_baseline_is_rather_one_of_the_same_normalisation(tmp_path: Path) -> None:
+    _save(tmp_path, "all", {"hookpoint": None, "layer": None, "layers": [1, 4]}, _model("standardise"))
+    _save(tmp_path, "layers.1", _single(1))
+    _save(tmp_path, "layers.1.standardise", _single(1), _model("standardise"))
+    _save(tmp_path, "layers.4.a", _single(4), _model("standardise"))
+    _save(tmp_path, "layers.4.b", _single(4))
+    names = [single.name for single in find_singles(tmp_path, _found(tmp_path))]
+    assert names == ["layers.1.standardise", "layers.4.a"]
 
 
 def test_the_dictionary_is_found_or_its_absence_explained(tmp_path: Path) -> None:

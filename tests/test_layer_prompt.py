@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.config import SubjectConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
-from sae.layer_prompt import prompt_view, steering, token_ids
+from sae.layer_prompt import LEAST_ACTIVATION, prompt_view, steering, token_ids
 from sae.subject import Subject, caught, load_subject
 
 PROMPT = "Document 3: the river of stone, the market of winter."
@@ -32,6 +32,8 @@ def test_each_activation_is_at_its_latent_layer_and_token(subject: Subject) -> N
         values = torch.zeros(n - 1, 2)
         # The encoder sees the prompt without its first token.
         values[token - 1, 0] = latent / 10
+        # Latent 3 fires everywhere, too weakly to count.
+        values[:, 1] = LEAST_ACTIVATION
         return values
 
     encoders = [
@@ -40,7 +42,7 @@ def test_each_activation_is_at_its_latent_layer_and_token(subject: Subject) -> N
         lambda x: (firing(7, 1), torch.tensor([7, 3]).expand(n - 1, 2)),
     ]
     view = prompt_view(subject, PROMPT, (0, 1, 2), encoders)
-    # Both have a mean layer of 1; latent 3 has a value of zero and is none.
+    # Both have a mean layer of 1.
     assert view.latents.tolist() == [5, 7] and view.activations.shape == (2, 3, n)
     expected = np.zeros((2, 3, n))
     expected[0, 1, 4], expected[1, 0, 2], expected[1, 2, 1] = 0.5, 0.7, 0.7

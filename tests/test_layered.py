@@ -21,7 +21,7 @@ from sae.checkpoint import load_dictionary
 from sae.config import SubjectConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
-from sae.latents import LatentCache, map_tensors
+from sae.latents import LatentCache, map_tensors, save_tensors
 from sae.layer_maps import load_layer_maps
 from sae.layered import LayeredEntries, LayeredWriter
 from sae.subject import caught, load_subject
@@ -106,6 +106,20 @@ def test_entries_in_any_order_and_in_several_pieces_are_sorted(tmp_path: Path, m
     assert writer.finish() == (truth.max(0) > 0).sum() == writer.counts.sum()
     entries = LayeredEntries((0, 1, 2), **map_tensors(tmp_path / "layered.safetensors"))
     np.testing.assert_array_equal(_layered(entries, 12), truth.astype(np.float32))
+
+
+def test_more_layers_than_a_byte_holds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at most 256 layers, found 257"):
+        LayeredWriter(tmp_path, 4, 257)
+
+
+def test_a_file_whose_parts_do_not_fit_is_named(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "latents" / NAME
+    shutil.copytree(run / "latents" / NAME, folder)
+    arrays = {name: np.array(array) for name, array in map_tensors(folder / "layered.safetensors").items()}
+    save_tensors(folder / "layered.safetensors", {**arrays, "layer": arrays["layer"][:-1]})
+    with pytest.raises(InputError, match=r"layered\.safetensors is damaged .its parts do not fit.; remove"):
+        LayeredEntries.open(folder)
 
 
 def test_caches_by_layer_are_the_parts_of_the_whole(run: Path) -> None:

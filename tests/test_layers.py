@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from torch.nn import functional
 
 from sae.cache import main as cache
+from sae.checkpoint import load_dictionary
+from sae.config import SubjectConfig
 from sae.errors import InputError
 from sae.latents import LatentCache, map_tensors, save_tensors
 from sae.layer_variance import layer_variance
 from sae.layered import LayeredEntries
 from sae.layers import LayersConfig, main
+from sae.subject import load_subject
 from sae.train import main as train
 
 LAYERS, N_LATENTS = (0, 1, 2), 64
@@ -77,10 +81,22 @@ def test_there_is_a_row_a_latent_and_a_row_a_layer(trained: Path, analysed: Path
     assert living["unembeddings_tokens"].map(len).eq(8).all()
     layers = pd.read_csv(analysed / "layers.csv")
     assert layers["layer"].tolist() == list(LAYERS)
+    firing = [int((latents[f"n_layer_{layer}"] > 0).sum()) for layer in LAYERS]
+    assert layers["n_active_latents"].tolist() == firing and min(firing) < N_LATENTS
     assert layers["activation_share"].sum() == pytest.approx(1)
     assert layers["cosine_next"].notna().tolist() == [True, True, False]
     for metric in ("fvu", "fvu@layers.0.k4.x2", "fvu@layers.2.k4.x2", "kl@layers.2.k4.x2"):
         assert layers[metric].notna().all(), metric
+
+
+def test_the_nearest_tokens_stand_in_the_row_of_their_latent(trained: Path, analysed: Path, neox_folder: Path) -> None:
+    latents, subject = pd.read_parquet(analysed / "latents.parquet"), load_subject(SubjectConfig(str(neox_folder)))
+    table = functional.normalize(subject.model.get_input_embeddings().weight.detach(), dim=1)
+    directions = functional.normalize(load_dictionary(trained / "sae" / analysed.name)[0].w_dec.detach(), dim=1)
+    for latent, row in latents[latents["n_tokens"] > 0].iterrows():
+        best = (table @ directions[latent]).topk(8)
+        assert row["embeddings_tokens"][0] == subject.tokenizer.decode([int(best.indices[0])])
+        assert row["embeddings_cosine"] == pytest.approx(float(best.values[0]), abs=1e-5)
 
 
 def test_metrics_at_its_own_layer_are_those_of_training_and_worse_elsewhere(analysed: Path) -> None:

@@ -22,7 +22,7 @@ from sae.goals import Moment, variation
 from sae.hookpoints import Hookpoint, parse_places
 from sae.losses import PASSES
 from sae.model import SparseAutoencoder
-from sae.specs import asked, kind_of
+from sae.specs import DictionarySpec, asked, kind_of
 from sae.subject import load_subject
 from sae.train import main
 from sae.trainer import Trainer
@@ -142,6 +142,12 @@ def test_settings_of_one_layer_are_those_of_before_there_was_a_choice() -> None:
     settings = spec.settings(TrainConfig(Path("r"), (0,)), {"subject": "s", "subject_fingerprint": None}, {})
     assert not {"normalise", "layers"} & settings.keys()
     assert not {"multi_layer", "single_layers"} & settings["training"].keys()
+
+
+def test_no_two_dictionaries_begin_alike() -> None:
+    wanted = [(layers, seed) for layers in ((0, 1), (0, 2), (0, 1, 2), (0,), (1,)) for seed in (0, 1)]
+    draws = {DictionarySpec(layers, "residual", SAEConfig(), seed).draw for layers, seed in wanted}
+    assert len(draws) == len(wanted)
 
 
 def test_places_are_read_from_their_names() -> None:
