@@ -27,7 +27,7 @@ from sae.artifacts import (
     write_json,
     writing,
 )
-from sae.cli import parse, run_stage
+from sae.cli import parse, run_stage, table
 from sae.config import LARGEST_SEED, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
@@ -243,18 +243,15 @@ def _table(folder: Path, mend: str) -> list[str]:
     """What the lens does, layer by layer."""
     metrics = read_json(folder / METRICS, mend)
     try:
-        lines = [
-            f"KL from the subject's own predictions, nats a token, on {metrics['n_tokens_eval']:,} held-out tokens",
-            "layer  logit lens  tuned lens  condition",
-        ]
+        about = f"KL from the subject's own predictions, nats a token, on {metrics['n_tokens_eval']:,} held-out tokens"
+        rows = []
         for row in metrics["by_layer"]:
             condition = "infinite" if row["condition"] is None else f"{row['condition']:.3g}"
-            lines.append(
-                f"{row['layer']:>5}  {row['kl_logit_lens']:>10.4f}  {row['kl_tuned_lens']:>10.4f}  {condition:>9}"
-            )
+            divergences = (f"{row[name]:.4f}" for name in ("kl_logit_lens", "kl_tuned_lens"))
+            rows.append([str(row["layer"]), *divergences, condition])
+        return [about, "", *table(["layer", "logit lens", "tuned lens", "condition"], rows)]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / METRICS} lacks the metrics of a lens; {mend}") from None
-    return lines
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ TORCH_FREE = {
 }
 HEAVY = {"torch", "transformers", "vllm", "datasets"}
 STAGES = {"autointerp.explain", "autointerp.measure", "autointerp.score"}
-SAE_STAGES = {"sae.cache", "sae.convert", "sae.layers", "sae.train"}
+SAE_STAGES = {"sae.cache", "sae.convert", "sae.layers", "sae.lens", "sae.train"}
 
 
 def _imports(path: Path) -> set[str]:

@@ -45,7 +45,7 @@ def test_the_same_command_gives_the_same_lens_and_says_when_it_is_there(
         assert (tmp_path / "again" / "lens" / name).read_bytes() == (run / "lens" / name).read_bytes()
     lens(flags(tmp_path / "again", neox_folder, corpus_file, sizes))
     out = capsys.readouterr().out
-    assert "lens: complete already" in out and "layer  logit lens  tuned lens" in out
+    assert "lens: complete already" in out and "| layer | logit lens | tuned lens | condition |" in out
     with pytest.raises(InputError, match=r"other settings \(seed=0 there, 1 asked\)"):
         lens(flags(tmp_path / "again", neox_folder, corpus_file, sizes, "--seed 1"))
 
