@@ -30,7 +30,7 @@ from autointerp.nulls import SHUFFLED
 from autointerp.stats import mean_interval
 from benchmarks.reading import variant_label
 from benchmarks.tables import UNDEFINED, table, written
-from sae.artifacts import complete_folders, read_manifest
+from sae.artifacts import check_contents, complete_folders, read_manifest
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.runs import read_run
@@ -81,10 +81,14 @@ def _folders(run: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _rows(folder: Path, by: str, at: str, scorer: str) -> Iterator[dict[str, Any]]:
-    config = read_manifest(folder, "scores", f"remove {folder} and make it again").config
+    mend = f"remove {folder} and make it again"
+    manifest = read_manifest(folder, "scores", mend)
+    config = manifest.config
     place, origin = AT.fullmatch(at), AT.fullmatch(by)
     if config["scorer"] != scorer or place is None or (origin[1] if origin else by) != place[1]:
         return
+    # A table that was cut short still reads as one, with fewer latents.
+    check_contents(folder, manifest, mend)
     known = {"multi": place[1], "judge": config["judge"], "null": config["null"], "at": int(place[2])}
     known["by"] = int(origin[2]) if origin else WHOLE
     for row in pd.read_csv(folder / SCORES, usecols=["latent", METRIC]).dropna().to_dict("records"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from benchmarks.layer_transfer import WHOLE, by_distance, markdown, transfer_table
+from benchmarks.layer_transfer import WHOLE, by_distance, markdown, read_latents, transfer_table
+from sae.artifacts import writing
+from sae.errors import InputError
 
 
 def _frame() -> pd.DataFrame:
@@ -49,3 +52,15 @@ def test_without_a_floor_nothing_is_said_to_be_kept() -> None:
     frame = _frame()
     lines = markdown("a run", transfer_table(frame[frame["null"] == ""]))
     assert "| 2 | 2 | 0.750 | 0.850 | – | – |" in lines
+
+
+def test_scores_that_were_cut_short_are_refused_and_not_averaged(tmp_path: Path) -> None:
+    folder = tmp_path / "transfers" / "all.at0" / "lexical@offline" / "all.at1" / "detection@offline"
+    with writing(folder, "scores", {"scorer": "detection", "judge": "offline", "null": ""}, {}) as writer:
+        (writer.partial / "scores.csv").write_text("latent,average_precision\n3,0.5\n4,0.75\n")
+        writer.finish({})
+    found = read_latents(tmp_path, "detection")
+    assert found[["latent", "at", "by", "value"]].to_numpy().tolist() == [[3, 1, 0, 0.5], [4, 1, 0, 0.75]]
+    (folder / "scores.csv").write_text("latent,average_precision\n3,0.5\n")
+    with pytest.raises(InputError, match=r"files are not those .*; remove .* and make it again"):
+        read_latents(tmp_path, "detection")
