@@ -25,10 +25,11 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sae.cli import parse, run_stage
-from sae.config import VARIANTS, Variant
+from sae.config import LARGEST_SEED, VARIANTS, Variant
 from sae.errors import InputError
 
 EMBEDDED = "embedded"
+EMBEDDED_WIDTH = 256
 HEAD_WIDTH = 32
 Step = tuple[str, list[str]]
 """A module and the flags that its `main` gets."""
@@ -56,6 +57,22 @@ class FamilyConfig:
     """Latents per dimension, of the dictionary over all layers and of each of one layer."""
     seed: int = 0
     """Seed of subjects, variants and dictionaries."""
+
+    def __post_init__(self) -> None:
+        # Here and not by the stage that gets the flag: that one may come hours later.
+        for name in ("sizes", "variants"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"--{name} takes one or more, each once, got {' '.join(values) or 'none'}")
+        for name in ("subject_tokens", "tokens", "cache_tokens", "k", "expansion"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise InputError(f"--seed must be between 0 and {LARGEST_SEED}, got {self.seed}")
+        least = min(EMBEDDED_WIDTH if size == EMBEDDED else shape_of(size)[1] for size in self.sizes)
+        if self.k > least * self.expansion:
+            found = f"the smallest subject's dictionary has {least * self.expansion} latents"
+            raise InputError(f"--k {self.k} is out of range: {found}; ask for fewer")
 
 
 def shape_of(size: str) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from autointerp.nulls import SHUFFLED
 from autointerp.stats import mean_interval
 from benchmarks.reading import variant_label
 from benchmarks.tables import UNDEFINED, table, written
-from sae.artifacts import complete_folders, latents_folder, read_manifest
+from sae.artifacts import check_contents, complete_folders, latents_folder, read_manifest
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.runs import read_run
@@ -75,13 +75,17 @@ def _folders(run: Path) -> Iterator[Path]:
 
 
 def _rows(run: Path, folder: Path, scorer: str) -> Iterator[dict[str, Any]]:
-    config = read_manifest(folder, "scores", f"remove {folder} and make it again").config
+    mend = f"remove {folder} and make it again"
+    manifest = read_manifest(folder, "scores", mend)
+    config = manifest.config
     if config["scorer"] != scorer:
         return
     multi, by = _place(run, config["dictionary"])
     judged, at = _place(run, config.get("onto", config["dictionary"]))
     if at is None or judged != multi:
         return
+    # A table that was cut short still reads as one, with fewer latents.
+    check_contents(folder, manifest, mend)
     known = {"multi": multi, "judge": config["judge"], "null": config["null"], "at": at}
     known["by"] = WHOLE if by is None else by
     for row in pd.read_csv(folder / SCORES, usecols=["latent", METRIC]).dropna().to_dict("records"):

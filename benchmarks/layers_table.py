@@ -21,7 +21,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.tables import table
-from sae.artifacts import layers_folder, read_json, read_manifest
+from sae.artifacts import check_contents, layers_folder, read_json, read_manifest
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.layer_summary import mean_defined, number, own_and_elsewhere, shown
@@ -67,6 +67,8 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, and write it."""
     args = parse(Arguments, argv, "python benchmarks/layers_table.py")
+    if not args.runs:
+        raise InputError("name at least one run")
     rows = [row_of(read_summary(run, args.dictionary), args.active) for run in args.runs]
     text = "\n".join([*table(list(HEADER.values()), [_cells(row) for row in rows]), ""])
     if args.out is not None:
@@ -84,7 +86,7 @@ def read_summary(run: Path, dictionary: str) -> dict[str, Any]:
     """
     folder = layers_folder(run, dictionary)
     mend = f"make it with python -m sae.layers --run {run} --dictionary {dictionary}"
-    read_manifest(folder, "layers", mend)
+    check_contents(folder, read_manifest(folder, "layers", mend), f"remove it and {mend}")
     found = read_json(folder / "summary.json", mend)
     if not isinstance(found, dict):
         raise InputError(f"{folder / 'summary.json'} is damaged (no object); {mend} --overwrite")

@@ -153,8 +153,11 @@ def _analyse(args: LayersConfig, dictionary: Dictionary, config: SubjectConfig, 
     names = ("thresholds", "shares", "bootstrap", "tokens", "loss_tokens", "seed")
     settings: dict[str, Any] = plain({"dictionary": dictionary.name, **{name: getattr(args, name) for name in names}})
     folder = layers_folder(args.run, dictionary.name)
-    done = completed(folder, KIND, settings, parents, args.overwrite) is not None
-    if not done:
+    made = completed(folder, KIND, settings, parents, args.overwrite)
+    mend = f"remove {folder} and run the same command again"
+    if made is not None:
+        check_contents(folder, made, mend)
+    else:
         _check_caches(args.run, (dictionary, *singles))
         subject = _subject(dictionary, config)
         context = corpus_config.context_length
@@ -162,8 +165,8 @@ def _analyse(args: LayersConfig, dictionary: Dictionary, config: SubjectConfig, 
         about = {"subject": config.subject, "variant": config.variant, "corpus": corpus.name}
         with writing(folder, KIND, settings, parents) as writer:
             _write(args, writer, (dictionary, singles), (subject, store), about)
-    summary = read_json(folder / "summary.json", f"remove {folder} and run the same command again")
-    print(f"{folder}:{' complete already' if done else ''}\n")
+    summary = read_json(folder / "summary.json", mend)
+    print(f"{folder}:{'' if made is None else ' complete already'}\n")
     print("\n".join(summary_table(summary)))
 
 

@@ -37,3 +37,22 @@ def test_an_unknown_variant_starts_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="variant"):
         main(["--out", str(tmp_path / "out"), "--variants", "random"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--sizes", "--sizes takes one or more, each once, got none"),
+        ("--sizes 2x64 2x64", "each once, got 2x64 2x64"),
+        ("--sizes 2x33", "the width a multiple of 32"),
+        ("--variants", "--variants takes one or more"),
+        ("--subject-tokens 0", "--subject-tokens must be at least 1, got 0"),
+        ("--expansion 0", "--expansion must be at least 1, got 0"),
+        ("--seed -1", "--seed must be between 0 and 4294967295, got -1"),
+        ("--sizes 2x64 embedded --k 513", "--k 513 is out of range: the smallest subject's dictionary has 512 latents"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_made(flags: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        main(["--out", str(tmp_path / "out"), *flags.split()])
+    assert not (tmp_path / "out").exists()

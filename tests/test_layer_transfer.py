@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.layer_transfer import WHOLE, by_distance, main, markdown, read_latents, transfer_table
 from sae.artifacts import latents_folder, write_json, writing
+from sae.errors import InputError
 
 
 def _frame() -> pd.DataFrame:
@@ -102,3 +103,10 @@ def test_a_pair_without_common_latents_has_no_loss_and_takes_none_from_the_next(
     table = pd.read_csv(tmp_path / "out" / "transfer.csv", dtype={"by": str}).set_index(["by", "at"])
     assert table.loc[("2", 0), "n"] == 0 and pd.isna(table.loc[("2", 0), "loss"])
     assert table.loc[(WHOLE, 0), "loss"] == pytest.approx(0.1) and table.loc[(WHOLE, 2), "loss"] == pytest.approx(0.3)
+
+
+def test_scores_that_were_cut_short_are_refused_and_not_averaged(run: Path) -> None:
+    path = run / "transfers/whole/lexical@offline/first/detection@offline/scores.csv"
+    path.write_text("latent,average_precision\n")
+    with pytest.raises(InputError, match=r"files are not those .*; remove .* and make it again"):
+        read_latents(run, "detection")

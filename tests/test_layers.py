@@ -134,6 +134,14 @@ def test_what_is_complete_is_not_made_again_and_other_settings_are_told(
         main(["--run", str(trained), *SMALL, "--bootstrap", "60"])
 
 
+def test_a_complete_analysis_whose_files_have_changed_is_refused(trained: Path, analysed: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    (copy / "layers" / analysed.name / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match=r"files are not those .*; remove .* and run the same command again"):
+        main(["--run", str(copy), *SMALL])
+
+
 def test_the_same_command_gives_the_same_artifact(trained: Path, analysed: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("layers", ".*"))

@@ -65,6 +65,19 @@ def test_a_damaged_summary_is_named(tmp_path: Path, found: Any, message: str) ->
         main([str(_run(tmp_path / "a", found))])
 
 
+def test_a_summary_that_has_changed_since_is_refused(tmp_path: Path) -> None:
+    run = _run(tmp_path / "a", summary())
+    path = run / "layers" / "all" / "summary.json"
+    path.write_text(path.read_text().replace('"value"', '"worth"'))
+    with pytest.raises(InputError, match=r"files are not those .*; remove it and make it with python -m sae\.layers"):
+        main([str(run)])
+
+
+def test_no_run_is_a_mistake() -> None:
+    with pytest.raises(InputError, match="name at least one run"):
+        main([])
+
+
 def test_a_run_without_analysis_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"does not exist; make it with python -m sae\.layers --run"):
         main([str(tmp_path)])
