@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sae.latents import SPLITS, LatentCache, map_tensors, save_tensors
+from sae.latents import SPLITS, LatentCache
+from sae.mapped import map_tensors, save_tensors
 
 DEPTH = 4
 """Longest n-gram: the token itself and three to its left."""

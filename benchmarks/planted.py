@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 from autointerp.abstractness import surface_of_token, vocabulary
 from sae.artifacts import ArtifactWriter, dictionary_folder, latents_folder, write_json, writing
-from sae.latents import EntryWriter, LatentCache, save_tensors
+from sae.latents import EntryWriter, LatentCache
+from sae.mapped import save_tensors
 from sae.runs import claim_run
 
 TOKENIZER = Path(__file__).resolve().parent / "subject" / "tokenizer.json"

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sae.artifacts import latents_folder, writing
 from sae.cli import parse, run_stage
-from sae.latents import EntryWriter, save_tensors
+from sae.latents import EntryWriter
+from sae.mapped import save_tensors
 from sae.runs import claim_run
 
 DICTIONARY = "layers.0"

@@ -30,8 +30,9 @@ from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.dictionaries import Dictionary, check_fit, foreign_dictionary, run_dictionaries
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
-from sae.latents import SPLITS, Array, EntryWriter, TextWriter, save_tensors
+from sae.latents import SPLITS, EntryWriter, TextWriter
 from sae.layered import LayeredWriter
+from sae.mapped import Array, save_tensors
 from sae.memory import keep_freed_memory
 from sae.model import SparseAutoencoder
 from sae.runs import HELD_CORPUS, HELD_SUBJECT, claim_run, given_or_held, read_run

@@ -15,7 +15,8 @@ import numpy as np
 
 from sae.artifacts import read_manifest
 from sae.errors import InputError
-from sae.latents import COLUMNS, Array, EntryWriter, in_half, map_tensors
+from sae.latents import COLUMNS, EntryWriter, in_half
+from sae.mapped import Array, map_tensors
 
 LAYERED = "layered.safetensors"
 LAYERED_COLUMNS = {**COLUMNS, "layer": "U8"}

@@ -21,6 +21,7 @@ TORCH_FREE = {
     "sae.hookpoints",
     "sae.latents",
     "sae.locks",
+    "sae.mapped",
     "sae.layer_originals",
     "sae.layer_profiles",
     "sae.layer_summary",

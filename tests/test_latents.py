@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from sae import latents
 from sae.artifacts import writing
 from sae.errors import InputError
-from sae.latents import EntryWriter, LatentCache, create_tensors, map_tensors, save_tensors
+from sae.latents import EntryWriter, LatentCache
+from sae.mapped import create_tensors, map_tensors, save_tensors
 
 
 def _write_cache(folder: Path) -> np.ndarray:

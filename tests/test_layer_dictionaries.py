@@ -18,9 +18,9 @@ from sae.config import CacheConfig
 from sae.dictionaries import Dictionary
 from sae.errors import InputError
 from sae.hookpoints import residual_streams
-from sae.latents import save_tensors
 from sae.layer_dictionaries import added, encoded, find_layered, find_singles, living_latents, placed
 from sae.layer_maps import LayerMaps
+from sae.mapped import save_tensors
 from sae.model import SparseAutoencoder
 
 D = 6

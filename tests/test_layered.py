@@ -21,9 +21,10 @@ from sae.checkpoint import load_dictionary
 from sae.config import SubjectConfig
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
-from sae.latents import LatentCache, map_tensors, save_tensors
+from sae.latents import LatentCache
 from sae.layer_maps import load_layer_maps
 from sae.layered import LayeredEntries, LayeredWriter
+from sae.mapped import map_tensors, save_tensors
 from sae.subject import caught, load_subject
 from sae.train import main as train_main
 from tests import foreign as files

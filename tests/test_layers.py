@@ -17,10 +17,11 @@ from sae.cache import main as cache
 from sae.checkpoint import load_dictionary
 from sae.config import SubjectConfig
 from sae.errors import InputError
-from sae.latents import LatentCache, map_tensors, save_tensors
+from sae.latents import LatentCache
 from sae.layer_variance import layer_variance
 from sae.layered import LayeredEntries
 from sae.layers import LayersConfig, main
+from sae.mapped import map_tensors, save_tensors
 from sae.subject import load_subject
 from sae.train import main as train
 
