@@ -166,7 +166,7 @@ class TrainingPass:
         places = [str(place) for place in self.plan.places]
         for name, trainer in self.trainers.items():
             yield f"dictionary.{name}", trainer.state_dict()
-        for name, tensors in self.buffer.state_dict(places).items():
+        for name, tensors in self.buffer.parts(places):
             yield f"vectors.{name}", tensors
         for name, fitter in zip(places, self.fitters, strict=True):
             yield f"baselines.{name}", fitter.state_dict()
@@ -216,7 +216,7 @@ def _restore_stream(
         **{name: snapshot.part(f"vectors.{name}", device) for name in places},
         "order": snapshot.part("vectors.order"),
     }
-    buffer.load_state_dict(held, places)
+    buffer.load_parts(held, places)
     for name, fitter in zip(places, fitters, strict=True):
         fitter.load_state_dict(snapshot.part(f"baselines.{name}", device))
 

@@ -47,6 +47,14 @@ def test_the_buffer_holds_no_more_than_its_size_and_a_part() -> None:
     for batch in buffer.batches(_parts(40, 37)):
         given += len(batch[0])
         assert buffer.taken * 37 - given <= 128 + 37
+        assert len(buffer._rows[0]) == 128 + 2 * 37
+
+
+def test_a_longer_part_than_all_before_finds_room() -> None:
+    lengths = [3, 1, 40, 7, 90, 2, 128, 5]
+    parts = [(torch.arange(n, dtype=torch.float32)[:, None] + 1000 * i,) for i, n in enumerate(lengths)]
+    given = torch.cat([rows for (rows,) in _buffer(4, 16).batches(iter(parts))])
+    assert sorted(given.flatten().tolist()) == sorted(torch.cat([rows for (rows,) in parts]).flatten().tolist())
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 50, 91, 92])
@@ -55,7 +63,7 @@ def test_a_buffer_set_up_again_goes_on_with_the_same_batches(stop: int) -> None:
     buffer = _buffer(16, 128)
     before = list(islice(buffer.batches(_parts(40, 37)), stop))
     again = _buffer(16, 128, seed=7)
-    again.load_state_dict(buffer.state_dict(NAMES), NAMES)
+    again.load_parts(dict(buffer.parts(NAMES)), NAMES)
     after = list(again.batches(islice(_parts(40, 37), again.taken, None)))
     assert [a.flatten().tolist() for a, _ in before + after] == whole
     assert all(torch.equal(a, -b) for a, b in after)
