@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sae.architecture import Architecture
+from sae.arithmetic import WITHOUT_TRITON
 from sae.config import SAEConfig, SubjectConfig
 from sae.hookpoints import Hookpoint
 from sae.kernels import decode_reference
@@ -34,6 +35,7 @@ from sae.model import SparseAutoencoder
 from sae.sparsity import topk
 from sae.trainer import Rates, Trainer
 
+WITHOUT_KERNELS = "ours, without Triton"
 NEVER = 1e18
 """Tokens after which a latent is dead: nothing is, in a benchmark."""
 LAYERS, CONTEXT, VOCABULARY = 4, 128, 50_304
@@ -47,6 +49,7 @@ class Size:
     n_latents: int
     k: int = 32
     tokens: int = 4096
+    device: str = "cpu"
 
     @property
     def label(self) -> str:
@@ -55,7 +58,7 @@ class Size:
 
     def inputs(self) -> Tensor:
         """A batch of unit normal vectors [token, d_in]: the time of a step hardly hangs on what they are."""
-        return torch.randn(self.tokens, self.d_in, generator=torch.Generator().manual_seed(0))
+        return torch.randn(self.tokens, self.d_in, generator=torch.Generator().manual_seed(0)).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def our_trainer(size: Size, seed: int = 0) -> Trainer:
     """A trainer as `python -m sae.train` makes it."""
     shape = Architecture("topk", size.d_in, size.n_latents, size.k)
     model = SparseAutoencoder(shape)
-    model.initialise(size.inputs(), torch.Generator().manual_seed(seed))
+    model.initialise(size.inputs().cpu(), torch.Generator().manual_seed(seed))
+    model.to(size.device)
     return Trainer(model, SAEConfig(k=size.k, expansion=size.n_latents // size.d_in), 1e-4, NEVER)
 
 
@@ -103,8 +107,8 @@ def reference(size: Size) -> Contender:
 
 def product(size: Size, dtype: torch.dtype) -> Contender:
     """The encoder's matrix product alone, into memory that is there already."""
-    x, w_enc = size.inputs().to(dtype), torch.randn(size.n_latents, size.d_in).to(dtype)
-    out = torch.empty(size.tokens, size.n_latents, dtype=dtype)
+    x, w_enc = size.inputs().to(dtype), torch.randn(size.n_latents, size.d_in).to(size.device, dtype)
+    out = torch.empty(size.tokens, size.n_latents, dtype=dtype, device=size.device)
     return Contender(lambda: torch.mm(x, w_enc.T, out=out))
 
 
@@ -112,7 +116,8 @@ def sparsify(size: Size, optimiser: str) -> Contender:
     """EleutherAI's sparsify: the order of calls of `sparsify.Trainer.fit`, without the subject."""
     from sparsify import SparseCoder, SparseCoderConfig
 
-    sae = SparseCoder(size.d_in, SparseCoderConfig(num_latents=size.n_latents, k=size.k), "cpu", dtype=torch.float32)
+    config = SparseCoderConfig(num_latents=size.n_latents, k=size.k)
+    sae = SparseCoder(size.d_in, config, size.device, dtype=torch.float32)
     if optimiser == "signum":
         from schedulefree import ScheduleFreeWrapper
         from sparsify.sign_sgd import SignSGD
@@ -122,7 +127,7 @@ def sparsify(size: Size, optimiser: str) -> Contender:
     else:
         chosen = torch.optim.Adam(sae.parameters(), lr=2e-4)
     x = size.inputs()
-    fired = torch.zeros(size.n_latents, dtype=torch.bool)
+    fired = torch.zeros(size.n_latents, dtype=torch.bool, device=size.device)
 
     def step() -> None:
         sae.set_decoder_norm_to_unit_norm()
@@ -143,13 +148,14 @@ def saelens(size: Size) -> Contender:
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=size.d_in, d_sae=size.n_latents, k=size.k))
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=size.d_in, d_sae=size.n_latents, k=size.k, device=size.device))
     x = size.inputs()
     # Its runner sets lr_end to a tenth of lr.
     config = SAETrainerConfig(
         total_training_samples=10**9,
         train_batch_size_samples=size.tokens,
         lr_end=3e-5,
+        device=size.device,
         logger=LoggingConfig(log_to_wandb=False),
     )
     trainer = SAETrainer(config, sae, iter(lambda: x, None))
@@ -160,7 +166,7 @@ def dictionary_learning(size: Size) -> Contender:
     """dictionary_learning: `TopKTrainer.update`."""
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    trainer = TopKTrainer(10**6, size.d_in, size.n_latents, size.k, layer=0, lm_name="none", device="cpu")
+    trainer = TopKTrainer(10**6, size.d_in, size.n_latents, size.k, layer=0, lm_name="none", device=size.device)
     x = size.inputs()
     # Step 0 sets the decoder bias from the batch.
     trainer.update(0, x)
@@ -223,7 +229,9 @@ CONTENDERS: dict[str, Callable[[Size], Contender]] = {
     "ours": ours,
     "our dense reference": reference,
     "encoder product, bfloat16": lambda size: product(size, torch.bfloat16),
+    "encoder product, float16": lambda size: product(size, torch.float16),
     "encoder product, float32": lambda size: product(size, torch.float32),
+    WITHOUT_KERNELS: ours,
     "sparsify (signum, its default)": lambda size: sparsify(size, "signum"),
     "sparsify (adam)": lambda size: sparsify(size, "adam"),
     "dictionary_learning": dictionary_learning,
@@ -233,11 +241,16 @@ CONTENDERS: dict[str, Callable[[Size], Contender]] = {
 }
 
 
-def extra_memory(contender: Contender) -> int:
+def extra_memory(contender: Contender, device: str) -> int:
     """Bytes that a step needs at its peak beyond what is held between steps; gradients count as needed."""
     for parameter in contender.parameters:
         parameter.grad = None
     gc.collect()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        contender.step()
+        return torch.cuda.max_memory_allocated() - held
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = _status("VmRSS")
@@ -254,18 +267,27 @@ def _status(name: str) -> int:
 def main(name: str, size: Size) -> None:
     """Make the contender, take a step to warm up, then answer requests."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if name == WITHOUT_KERNELS:
+        os.environ[WITHOUT_TRITON] = "1"
     # What is printed on the way, by peers and their optimisers, is no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     contender = CONTENDERS[name](size)
     contender.step()
+    if size.device != "cpu":
+        # The first steps also compile kernels and let the allocator find its sizes.
+        for _ in range(3):
+            contender.step()
+        torch.cuda.synchronize()
     print("ready", file=answers, flush=True)
     for request in sys.stdin:
         if request.strip() == "memory":
-            print(extra_memory(contender), file=answers, flush=True)
+            print(extra_memory(contender, size.device), file=answers, flush=True)
             continue
         cpu, wall = time.process_time(), time.perf_counter()
         contender.step()
+        if size.device != "cpu":
+            torch.cuda.synchronize()
         print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall]), file=answers, flush=True)
 
 

@@ -3,9 +3,10 @@
 python benchmarks/speed_sae.py                                       three sizes, and the pass over a whole subject
 python benchmarks/speed_sae.py --isa avx512_core_bf16 --out t.md     with a processor's newest instructions left unused
 python benchmarks/speed_sae.py --sizes 512x16384 --no-end-to-end
+python benchmarks/speed_sae.py --device cuda --sizes 2048x65536 --k 64 --tokens 8192 --runs 20
 
 Every opponent is met alone, step by step in turn, each in a process of its own on one thread; what is compared is CPU
-time, so that other work on the machine matters little.
+time, so that other work on the machine matters little, and on a GPU the time until the device has done the step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,9 +34,11 @@ from sae.errors import InputError
 
 log = logging.getLogger(__name__)
 WORKER = Path(__file__).with_name("speed_contenders.py")
-LIMITS = ("encoder product, bfloat16", "encoder product, float32")
+LIMITS = ("encoder product, bfloat16", "encoder product, float16", "encoder product, float32")
+ON_GPU = ("ours, without Triton", "encoder product, float16")
 OPPONENTS = (
     *LIMITS,
+    "ours, without Triton",
     "our dense reference",
     "sparsify (signum, its default)",
     "sparsify (adam)",
@@ -64,6 +67,8 @@ class SpeedConfig:
     """Newest instructions that matrix products may use (oneDNN's ONEDNN_MAX_CPU_ISA)."""
     threads: int = 1
     """Threads of each contender."""
+    device: str = "cpu"
+    """cpu or cuda."""
     end_to_end: bool = True
     """Also time a subject of four layers (d256) with a dictionary of 4096 latents on each."""
     out: Path | None = None
@@ -76,6 +81,13 @@ class SpeedConfig:
         for name in ("tokens", "k", "runs", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.device not in ("cpu", "cuda"):
+            raise InputError(f"--device takes cpu or cuda, got {self.device!r}")
+
+    def size(self, d_in: int, n_latents: int) -> dict[str, Any]:
+        """What a contender is told."""
+        shape = {"d_in": d_in, "n_latents": n_latents, "k": self.k, "tokens": self.tokens}
+        return {**shape, "device": self.device}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -101,10 +113,9 @@ class Meeting:
     ours: Timing
     other: Timing
 
-    @property
-    def ratio(self) -> float:
-        """CPU time of the other over ours."""
-        return self.other.cpu / self.ours.cpu
+    def ratio(self, device: str) -> float:
+        """Time of the other over ours."""
+        return self.other.cpu / self.ours.cpu if device == "cpu" else self.other.wall / self.ours.wall
 
 
 class BrokenOff(Exception):
@@ -114,7 +125,7 @@ class BrokenOff(Exception):
 class Process:
     """A contender at work."""
 
-    def __init__(self, name: str, size: dict[str, int], config: SpeedConfig) -> None:
+    def __init__(self, name: str, size: dict[str, Any], config: SpeedConfig) -> None:
         command = [sys.executable, str(WORKER), name, json.dumps(size)]
         self.name = name
         self.steps: list[tuple[float, float]] = []
@@ -154,7 +165,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(name: str, size: dict[str, int], config: SpeedConfig) -> Iterator[Process]:
+def running(name: str, size: dict[str, Any], config: SpeedConfig) -> Iterator[Process]:
     """A contender, ended on the way out."""
     contender = Process(name, size, config)
     try:
@@ -165,7 +176,7 @@ def running(name: str, size: dict[str, int], config: SpeedConfig) -> Iterator[Pr
         contender.complaints.close()
 
 
-def meeting(first: str, second: str, size: dict[str, int], config: SpeedConfig) -> Meeting:
+def meeting(first: str, second: str, size: dict[str, Any], config: SpeedConfig) -> Meeting:
     """Two contenders on the same size, in turn."""
     with running(first, size, config) as one, running(second, size, config) as other:
         for _ in range(config.runs):
@@ -180,10 +191,12 @@ def installed(name: str) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-def size_table(size: dict[str, int], config: SpeedConfig) -> Iterator[str]:
+def size_table(size: dict[str, Any], config: SpeedConfig) -> Iterator[str]:
     """The lines of one size's table."""
     found: dict[str, Meeting] = {}
     asked = [name for name in OPPONENTS if not config.against or name.startswith(config.against)]
+    if config.device == "cpu":
+        asked = [name for name in asked if name not in ON_GPU]
     for name in filter(installed, asked):
         try:
             found[name] = meeting("ours", name, size, config)
@@ -197,16 +210,18 @@ def size_table(size: dict[str, int], config: SpeedConfig) -> Iterator[str]:
     yield f"\n### d{size['d_in']} m{size['n_latents']} k{size['k']}, {size['tokens']} tokens\n"
     yield "| | CPU ms | wall ms | of ours | peak extra memory |"
     yield "|---|---|---|---|---|"
-    yield f"| ours | {ours:.0f} | {wall:.0f} | | {memory / 1e9:.2f} GB |"
+    digits = 0 if config.device == "cpu" else 2
+    yield f"| ours | {ours:.{digits}f} | {wall:.{digits}f} | | {memory / 1e9:.2f} GB |"
     for name, each in found.items():
         peak = "" if name in LIMITS else f"{each.other.memory / 1e9:.2f} GB"
-        share = f"{each.ratio:.0%}" if name in LIMITS else f"{each.ratio:.1f}x"
-        yield f"| {name} | {each.other.cpu:.0f} | {each.other.wall:.0f} | {share} | {peak} |"
+        ratio = each.ratio(config.device)
+        share = f"{ratio:.0%}" if name in LIMITS else f"{ratio:.1f}x"
+        yield f"| {name} | {each.other.cpu:.{digits}f} | {each.other.wall:.{digits}f} | {share} | {peak} |"
 
 
 def end_to_end_table(config: SpeedConfig) -> Iterator[str]:
     """The lines of the pass over a subject."""
-    size = {"d_in": 256, "n_latents": 4096, "k": config.k, "tokens": config.tokens}
+    size = config.size(256, 4096)
     found = meeting("subject", "subject and four dictionaries", size, config)
     yield f"\n### GPT-NeoX of four layers, d256, a dictionary of 4096 latents on each, {config.tokens} tokens\n"
     yield "| | CPU ms | wall ms | of the forward pass |"
@@ -214,7 +229,7 @@ def end_to_end_table(config: SpeedConfig) -> Iterator[str]:
     yield f"| forward pass in float32, with the head | {found.ours.cpu:.0f} | {found.ours.wall:.0f} | |"
     yield (
         f"| to the last layer, and four training steps | {found.other.cpu:.0f} | {found.other.wall:.0f} "
-        f"| {found.ratio:.2f}x |"
+        f"| {found.ratio(config.device):.2f}x |"
     )
 
 
@@ -228,6 +243,17 @@ def heading(config: SpeedConfig) -> str:
     )
     root = {**config.environment, "PYTHONPATH": str(WORKER.parent.parent)}
     facts = subprocess.run([sys.executable, "-c", report], check=True, capture_output=True, text=True, env=root).stdout
+    if config.device == "cuda":
+        report = (
+            "import torch, importlib.util as u; print(torch.cuda.get_device_name(), 'torch', torch.__version__, "
+            "'Triton' if u.find_spec('triton') else 'no Triton')"
+        )
+        command = [sys.executable, "-c", report]
+        facts = subprocess.run(command, check=True, capture_output=True, text=True, env=root).stdout
+        return (
+            f"{facts.strip()}. Medians of {config.runs} steps in turn with ours, after 4 to warm up. Of ours: time "
+            "until the device is done over that of our step in the same turns; of a product alone, its share of it."
+        )
     return (
         f"{processor()}, {config.threads} thread(s), instructions: {config.isa}; torch {facts.strip()}. Medians of "
         f"{config.runs} steps in turn with ours, after one to warm up. Of ours: CPU time over that of our step in the "
@@ -256,9 +282,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     show(heading(config))
     for text in config.sizes:
         d_in, n_latents = (int(part) for part in text.split("x"))
-        for line in size_table({"d_in": d_in, "n_latents": n_latents, "k": config.k, "tokens": config.tokens}, config):
+        for line in size_table(config.size(d_in, n_latents), config):
             show(line)
-    if config.end_to_end:
+    if config.end_to_end and config.device == "cpu":
         for line in end_to_end_table(config):
             show(line)
     if config.out:

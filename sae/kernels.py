@@ -8,6 +8,7 @@ weight's gradient sums, with the roles swapped, bags of tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from sae.arithmetic import gpu_kernels
 from sae.order import by_number
 
 
@@ -35,8 +37,18 @@ class Transpose:
         flat = indices.flatten()
         order = by_number(flat, n_latents)
         tokens = order.div(max(indices.shape[1], 1), rounding_mode="floor")
+        if flat.device.type != "cpu":
+            # `bincount` would wait for the device.
+            return cls(order, tokens, torch.searchsorted(flat[order], torch.arange(n_latents, device=flat.device)))
         counts = torch.bincount(flat, minlength=n_latents)
         return cls(order, tokens, counts.cumsum(0) - counts)
+
+    @cached_property
+    def entries(self) -> Any:
+        """As the kernels for GPUs take them."""
+        from sae.triton_kernels import Entries, Pieces
+
+        return Entries(self.tokens, self.order, Pieces.of(self.offsets, len(self.tokens)))
 
     def scatter(self, weights: Tensor, rows: Tensor) -> Tensor:
         """out[i] = sum of weights[t, j] * rows[t] over all (t, j) that selected latent i.
@@ -48,8 +60,25 @@ class Transpose:
         Returns:
             [n_latents, d].
         """
+        if kernels := gpu_kernels(rows):
+            out: Tensor = kernels.scatter(self.entries, weights, rows)[0]
+            return out
         weights = weights.flatten()[self.order]
         return functional.embedding_bag(self.tokens, rows, self.offsets, per_sample_weights=weights, mode="sum")
+
+    def scatter_and_dots(self, weights: Tensor, rows: Tensor, table: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """`scatter` and `dots`; on a GPU in one pass."""
+        if kernels := gpu_kernels(table):
+            out, _, dots = kernels.scatter(self.entries, weights, rows, table)
+            return out, dots
+        return self.scatter(weights, rows), self.dots(rows, table, indices)
+
+    def scatter_and_sums(self, weights: Tensor, rows: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """`scatter` and `summed`; on a GPU in one pass."""
+        if kernels := gpu_kernels(rows):
+            out, sums, _ = kernels.scatter(self.entries, weights, rows)
+            return out, sums
+        return self.scatter(weights, rows), summed(weights, indices, len(self.offsets))
 
     def dots(self, rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         """`row_dots` with the indices that this is the transpose of; by latent, each row of the table is read once."""
@@ -69,6 +98,9 @@ def sparse_rows(indices: Tensor, weights: Tensor, table: Tensor) -> Tensor:
     Returns:
         [token, d].
     """
+    if kernels := gpu_kernels(table):
+        sums: Tensor = kernels.bags(indices, weights, table)
+        return sums
     return functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
 
 
@@ -109,9 +141,12 @@ class _Decode(torch.autograd.Function):
         values, indices, w_dec = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         transpose = ctx.transpose or Transpose.of(indices, len(w_dec))
-        g_values = transpose.dots(gradient, w_dec, indices) if ctx.needs_input_grad[0] else None
-        g_w_dec = transpose.scatter(values, gradient) if ctx.needs_input_grad[2] else None
-        return g_values, None, g_w_dec, None
+        needs_values, _, needs_w_dec, _ = ctx.needs_input_grad
+        if needs_values and needs_w_dec:
+            g_w_dec, g_values = transpose.scatter_and_dots(values, gradient, w_dec, indices)
+            return g_values, None, g_w_dec, None
+        g_values = transpose.dots(gradient, w_dec, indices) if needs_values else None
+        return g_values, None, transpose.scatter(values, gradient) if needs_w_dec else None, None
 
 
 def decode(values: Tensor, indices: Tensor, w_dec: Tensor, transpose: Transpose | None = None) -> Tensor:
@@ -158,8 +193,10 @@ class _SelectedValues(torch.autograd.Function):
         g_w_enc = g_b_enc = g_b_dec = None
         if needs_w_enc or needs_b_enc or needs_b_dec:
             transpose = ctx.transpose or Transpose.of(indices, len(w_enc))
-            g_w_enc = transpose.scatter(gradient, x) if needs_w_enc else None
-            g_b_enc = summed(gradient, indices, len(w_enc))
+            if needs_w_enc:
+                g_w_enc, g_b_enc = transpose.scatter_and_sums(gradient, x, indices)
+            else:
+                g_b_enc = summed(gradient, indices, len(w_enc))
             g_b_dec = -(g_b_enc @ w_enc) if needs_b_dec else None
         return None, None, g_x, g_w_enc, g_b_enc if needs_b_enc else None, g_b_dec, None
 

@@ -126,6 +126,9 @@ def _auxk_loss(model: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Te
 
 def fired(model: SparseAutoencoder, values: Tensor, indices: Tensor) -> Tensor:
     """Which latents are active on some token, bool [n_latents], of values and indices [token, width]."""
+    if values.device.type != "cpu":
+        largest = values.new_zeros(model.n_latents)
+        return largest.scatter_reduce_(0, indices.flatten(), values.detach().flatten(), "amax") > 0
     return summed(values.detach(), indices, model.n_latents) > 0
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sae.architecture import Architecture
+from sae.arithmetic import gpu_kernels
 from sae.kernels import sparse_rows
 from sae.sparsity import above, batch_topk, select_topk, topk
 
@@ -16,6 +17,7 @@ STANDARD_DEVIATION_FLOOR = 1e-5
 THRESHOLD_SHARE = 0.1
 """What a batch counts in the running mean that is a batch_topk dictionary's threshold."""
 LEAST_THRESHOLD = 1e-3
+LEAST_NORM = 1e-12
 CACHED_NUMBERS = 1 << 17
 
 
@@ -229,12 +231,18 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Give every decoder direction norm 1."""
-        self.w_dec.div_(self.w_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        if kernels := gpu_kernels(self.w_dec):
+            kernels.normalise_rows(self.w_dec, LEAST_NORM)
+            return
+        self.w_dec.div_(self.w_dec.norm(dim=1, keepdim=True).clamp_min(LEAST_NORM))
 
     @torch.no_grad()
     def remove_radial_gradient(self) -> None:
         """Take the part of the decoder's gradient that would change the norms out of it."""
         if self.w_dec.grad is None:
+            return
+        if kernels := gpu_kernels(self.w_dec):
+            kernels.remove_radial(self.w_dec.grad, self.w_dec)
             return
         # A few rows at a time, which stay in the processor's cache from the product to the subtraction.
         rows = max(1, CACHED_NUMBERS // self.w_dec.shape[1]) if self.w_dec.device.type == "cpu" else len(self.w_dec)

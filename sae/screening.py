@@ -245,7 +245,8 @@ class Encoder:
     def of(cls, w_enc: Tensor, b_enc: Tensor, question: Question, dtype: torch.dtype | None) -> Encoder:
         """With the arithmetic asked for, or the faster one on the device."""
         group = question.group(len(w_enc))
-        if w_enc.dtype not in (torch.float32, torch.float64):
+        # Elsewhere the products are dense, but for what `sae.shortlist` does on a GPU.
+        if w_enc.dtype not in (torch.float32, torch.float64) or w_enc.device.type != "cpu":
             group = None
         dtype = dtype or screen_dtype(w_enc.device)
         rounds = w_enc.dtype == torch.float32 and dtype == torch.bfloat16
@@ -265,7 +266,8 @@ class Encoder:
 
     def dense(self, x: Tensor) -> Tensor:
         """All pre-activations of x [token, d_in]."""
-        return functional.linear(x, self.w_enc, self.b_enc)
+        with float32_sums():
+            return functional.linear(x, self.w_enc, self.b_enc)
 
     def pairs(self, x: Tensor) -> Pairs:
         """The pairs of x [token, d_in] that may be among the largest."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sae.arithmetic import gpu_kernels
 from sae.order import largest, rectangle
-from sae.screening import Encoder, Question, slices
+from sae.screening import Encoder, Pairs, Question, slices
+from sae.shortlist import shortlist_pairs, shortlist_topk
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -89,6 +91,11 @@ def select_topk(
         Values [token, k], descending and not negative, and latent indices int64 [token, k].
     """
     encoder = Encoder.of(w_enc, b_enc, Question(k), screen)
+    if (kernels := gpu_kernels(w_enc)) and (found := shortlist_topk(kernels, x, w_enc, b_enc, k)):
+        values, indices, rest = found
+        for some in slices(len(rest), encoder.tokens):
+            values[rest[some]], indices[rest[some]] = torch.topk(encoder.dense(x[rest[some]]), k)
+        return values.relu_(), indices
     values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     for rows in slices(len(x), encoder.tokens):
         values[rows], indices[rows] = _select_topk(x[rows], encoder, k)
@@ -120,7 +127,12 @@ def select_batch_topk(
         What `batch_topk` gives.
     """
     encoder = Encoder.of(w_enc, b_enc, Question(k, whole_batch=True), screen)
-    pairs = encoder.pairs(x)
+    pairs: Pairs | None = encoder.pairs(x)
+    if x.device.type != "cpu":
+        kernels = gpu_kernels(w_enc)
+        pairs = kernels and shortlist_pairs(kernels, x, w_enc, b_enc, k)
+    if pairs is None:
+        return batch_topk(encoder.dense(x), k)
     tokens, latents, scores = pairs.tokens, pairs.latents, pairs.scores
     if len(rest := pairs.unscreened):
         dense = encoder.dense(x[rest])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.architecture import Architecture
+from sae.arithmetic import dense_products
 from sae.config import UNTRAINED, OptimiserState, SAEConfig, TrainConfig
 from sae.distributed import ALONE, Parallel
 from sae.goals import Moment
@@ -132,9 +133,10 @@ class Trainer:
 
     def _learn(self, x: Tensor, target: Tensor, rates: Rates, moment: Moment) -> Pass:
         passes = PASSES if self.parallel.shards == 1 else SHARDED_PASSES
-        result = passes[self.sae.architecture](self.model, x, target, self.sae, moment)
         self.optimiser.zero_grad(set_to_none=True)
-        result.loss.backward()  # type: ignore[no-untyped-call]
+        with dense_products(x.device):
+            result = passes[self.sae.architecture](self.model, x, target, self.sae, moment)
+            result.loss.backward()  # type: ignore[no-untyped-call]
         self.parallel.sum_gradients(self.model.parameters())
         self.model.remove_radial_gradient()
         if self.clip is not None:
