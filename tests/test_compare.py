@@ -111,7 +111,7 @@ def test_floors_and_ceilings_stand_beside_the_scores_and_are_not_mixed_with_them
     assert "| AUROC † [95 %] | floor [95 %] | ceiling | trained − this [95 %] |" in header
     assert f"| {floor.value:.3f} [{floor.low:.3f}, {floor.high:.3f}] | 1.000 | – |" in first
     assert (
-        "| always-yes AUROC | always-yes average precision | always-yes balanced accuracy |" in small
+        "| always-yes AUROC † | always-yes average precision | always-yes balanced accuracy † |" in small
         and "| control |" not in small
     )
     same = [name for name in set(before.quantity) if not name.startswith(("shuffled", "oracle", "always"))]

@@ -93,6 +93,17 @@ def test_rare_and_dead_latents_are_rows_without_measures(table: pd.DataFrame) ->
     assert table.loc[DENSE, "eligible"] and table.loc[DENSE, "density"] > 0.5
 
 
+def test_a_latent_must_fire_often_enough_in_both_splits() -> None:
+    contexts, split = [[0, 1] * 10] * 6, [0, 0, 0, 1, 1, 1]
+    odd = np.tile(np.arange(20) % 2 == 1, 6)
+    context = np.repeat(np.arange(6), 20)
+    masks = [odd & (context < 3) | odd & (context == 3) & (np.arange(120) < 64), odd & (context >= 2), odd]
+    table = rows_of(small_cache(contexts, split, [mask.astype(float) for mask in masks]))
+    assert table[["n_explain", "n_score"]].to_numpy().tolist() == [[30, 2], [10, 30], [30, 30]]
+    assert table["eligible"].tolist() == [False, True, True]
+    assert table["token_auroc"].isna().tolist() == [True, False, False]
+
+
 def test_counts_agree_with_the_cache(run: Path, table: pd.DataFrame) -> None:
     cache = planted_cache(run)
     sampler = ExampleSampler(cache, ExamplesConfig())
