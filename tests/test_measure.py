@@ -18,12 +18,14 @@ from planted import BIGRAM, DEAD, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted
 from small_cache import small_cache, usable
 
 import autointerp.measure as stage
+from autointerp.abstractness import latent_columns, surface_of_token, vocabulary
 from autointerp.artifacts import MEASURES, measures_folder
 from autointerp.config import ExamplesConfig
 from autointerp.examples import ExampleSampler
 from autointerp.measure import METRICS, Source, latent_row, main, with_context_gain
 from autointerp.metrics import token_concentration
 from autointerp.ngrams import ngrams_of
+from autointerp.pieces import read_tokenizer
 from autointerp.predictors import TokenLookup
 from sae.cli import run_stage
 from sae.errors import InputError
@@ -110,6 +112,17 @@ def test_counts_agree_with_the_cache(run: Path, table: pd.DataFrame) -> None:
     assert table["density"].tolist() == [sampler.density(latent) for latent in range(8)]
     assert (table["n_explain"] + table["n_score"]).tolist() == np.diff(cache.offsets).tolist()
     assert np.array_equal(table["mass_on_top_token"], token_concentration(cache), equal_nan=True)
+
+
+def test_entropies_are_those_of_the_explain_splits_firings_and_their_activations(
+    run: Path, table: pd.DataFrame
+) -> None:
+    cache = planted_cache(run)
+    surface = surface_of_token(vocabulary(read_tokenizer(cache), int(cache.token_ids.max())))
+    for latent in range(cache.n_latents):
+        alone = latent_columns(cache, latent, surface)
+        del alone["n_firings"]
+        assert table.loc[latent, list(alone)].to_dict() == pytest.approx(alone, nan_ok=True)
 
 
 def test_planted_noise_is_at_chance(table: pd.DataFrame) -> None:

@@ -99,5 +99,19 @@ def test_without_nulls_quadrants_are_of_the_score_alone(scores: list[Scores]) ->
     assert all(part.ends.empty and "floor" not in part.markdown for part in entropy_scores(measured))
 
 
+def test_a_score_stands_beside_the_measures_of_its_own_run(scores: list[Scores]) -> None:
+    run, column = scores[0].run, "detection (AUROC†)"
+    (real,) = [one for one in scores if not one.null and one.question.scorer == "detection"]
+    frame = read_measures([run])
+    other = real.table.assign(auroc=real.table["auroc"] - 0.3)
+    twin = Scores(**{**vars(real), "run": run.parent / "twin", "variant": "control", "table": other})
+    both = pd.concat([frame, frame.assign(run=str(twin.run), variant="control")])
+    (measured,) = measured_of(both, [real, twin])
+    assert len(measured.frame) == 2 * len(frame)
+    found = measured.frame.dropna(subset=[column]).groupby("variant")[column].mean()
+    assert found["trained"] == pytest.approx(real.table["auroc"].mean())
+    assert found["control"] == pytest.approx(other["auroc"].mean())
+
+
 def test_scores_of_a_run_without_measures_need_no_quadrants(tmp_path: Path, scores: list[Scores]) -> None:
     assert measured_of(pd.DataFrame(), scores) == []
