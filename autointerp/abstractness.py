@@ -136,6 +136,16 @@ def corrected_entropy(token_ids: Array, activations: Array, surface: Array) -> f
     return chao_wang_jost(surface[token_ids], activations)
 
 
+def fixed_mass_entropy(token_ids: Array, activations: Array, surface: Array) -> float:
+    """Entropy over surface forms at the same activation mass for every latent: `rarefied` to `RAREFIED_DRAWS` firings.
+
+    At most log(100): no estimate of what else a latent would fire on. nan where its firings are worth fewer equal ones
+    than that (Kish), for they cannot be drawn down.
+    """
+    enough = effective_draws(activations) >= RAREFIED_DRAWS
+    return rarefied(surface[token_ids], activations) if enough else math.nan
+
+
 def top_windows(
     token_index: Array, activations: Array, context: Array, context_offsets: Array, n_windows: int = N_WINDOWS
 ) -> npt.NDArray[np.bool_]:
@@ -188,8 +198,9 @@ def abstractness_columns(
     Returns:
         `token_entropy` (top windows, token ids: Heap et al.), `all_token_entropy` (the same of all firings),
         `corrected_entropy` and `top_corrected_entropy` (surface forms, without small-sample bias; all firings, and
-        those of the top windows), `n_firings`, `n_effective` (Kish), `coverage` (of the surface forms, Good-Turing) and
-        `top_surface_mass` (share of the activation mass on the commonest surface form).
+        those of the top windows), `rarefied_entropy` (surface forms, at one activation mass for all latents),
+        `n_firings`, `n_effective` (Kish), `coverage` (of surface forms, Good-Turing) and `top_surface_mass` (share of
+        the activation mass on the commonest surface form).
     """
     fires = np.flatnonzero(activations > 0)
     index, ids, strength, where = token_index[fires], token_ids[fires], activations[fires], context[fires]
@@ -201,6 +212,7 @@ def abstractness_columns(
         "all_token_entropy": token_entropy(ids, strength),
         "corrected_entropy": corrected_entropy(ids, strength, surface),
         "top_corrected_entropy": corrected_entropy(ids[top], strength[top], surface),
+        "rarefied_entropy": fixed_mass_entropy(ids, strength, surface),
         "n_firings": float(len(fires)),
         "n_effective": effective_draws(strength),
         "coverage": coverage(forms, strength),

@@ -15,6 +15,7 @@ from autointerp.records import Trial
 
 SHUFFLED = "shuffled"
 ORACLE = "oracle"
+ECHO = "echo-token"
 NEIGHBOURS = 5
 """Latents of neighbouring density among which sentences are dealt anew (up to twice as many in the last group)."""
 
@@ -51,7 +52,7 @@ def token_pairs(null: str, trial: Trial, token: str) -> list[tuple[tuple[float, 
     said: dict[str, Callable[[float, str], float]] = {
         "always-no": lambda activation, piece: 0.0,
         "always-yes": lambda activation, piece: 1.0,
-        "echo-token": lambda activation, piece: float(piece == token),
+        ECHO: lambda activation, piece: float(piece == token),
         ORACLE: lambda activation, piece: activation,
     }
     return [
@@ -63,7 +64,7 @@ def token_pairs(null: str, trial: Trial, token: str) -> list[tuple[tuple[float, 
 RULES: dict[str, Callable[[Trial, str], Scores]] = {
     "always-no": always_no,
     "always-yes": always_yes,
-    "echo-token": echo_token,
+    ECHO: echo_token,
     ORACLE: oracle,
 }
 """Nulls that ask no judge: from a trial and the latent's heaviest token to one score per text."""

@@ -55,6 +55,11 @@ class Estimate:
         tail = (1 - confidence) / 2
         return self.value - self._quantile(1 - tail) * self.error, self.value - self._quantile(tail) * self.error
 
+    def shifted(self, by: float) -> Estimate:
+        """The same estimate with a known number added to its value."""
+        low, high = (None if end is None else end + by for end in (self.low, self.high))
+        return replace(self, value=self.value + by, low=low, high=high)
+
     def p_above(self, bound: float) -> float | None:
         """One-sided p value against the hypothesis that the truth is at most `bound`; None without an interval."""
         return self._p_beyond(self.value - bound, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +10,21 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from autointerp.metrics import METRICS
-from autointerp.nulls import NULLS
+from autointerp.nulls import ECHO, NULLS
 from autointerp.stats import Difference, Estimate, cluster_difference, cluster_interval
 from benchmarks.contrasts import TRAINED
 from benchmarks.reading import ANSWERS, Question, Scores, variant_rank
-from benchmarks.tables import numbers
+from benchmarks.tables import decade_of, numbers
 
 SAE_METRICS = ("fvu", "fvu_token_mean", "fvu_pca", "cosine", "l0", "dead_share")
 UNSCORED = ("too_rare", "too_dense")
 ELIGIBLE = "eligible"
+LEAST_ABOVE_CHANCE = 0.01
+"""Least a score must have above chance for there to be something to share."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ class Line:
     def null_mean(self, null: str, metric: str) -> Estimate | None:
         """The same of a null; None where no draw has it."""
         return _mean_of(self.nulls.get(null, ()), metric)
+
+    def share_of(self, null: str, metric: str, chance: float = 0.5) -> Estimate | None:
+        """What a null has above chance as a share of what the score has; None where the score is not above it.
+
+        A ratio of means, with its interval by linearisation: that of the mean of null - ratio * score, over draws where
+        there are several. Latents count that have both.
+        """
+        paired = _above_chance(self.parts, self.nulls.get(null, ()), metric, chance)
+        means = [pair.mean(axis=0) for pair in paired]
+        score = float(np.mean([mean[0] for mean in means])) if means else 0.0
+        if score < LEAST_ABOVE_CHANCE:
+            return None
+        ratio = float(np.mean([mean[1] for mean in means])) / score
+        rests = {n: (pair[:, 1] - ratio * pair[:, 0]) / score for n, pair in enumerate(paired)}
+        spread = cluster_interval(rests, np.random.default_rng(0))
+        return None if spread is None else spread.shifted(ratio)
 
     @cached_property
     def difference(self) -> Difference | None:
@@ -89,13 +107,26 @@ class Line:
     def strata(self) -> dict[tuple[str, str], int]:
         """How many sampled latents were judged, or were too rare or too dense, by decade of their density."""
         table = pd.concat([part.table for part in self.parts])
-        decade = ["0" if not d else f"1e{math.floor(math.log10(d)):+d}" for d in table["density"]]
+        decade = [decade_of(density) for density in table["density"]]
         status = table["status"].where(table["status"].isin(UNSCORED), ELIGIBLE)
         return dict(Counter(zip(status, decade, strict=True)))
 
 
 def _mean_of(parts: Sequence[Scores], metric: str) -> Estimate | None:
     return cluster_interval(_by_draw(parts, metric), np.random.default_rng(0))
+
+
+def _above_chance(
+    parts: Sequence[Scores], nulls: Sequence[Scores], metric: str, chance: float
+) -> list[npt.NDArray[np.float64]]:
+    """(score, null's score) above chance, [latent, 2], of each draw that has both."""
+    made = {null.draw: null.table.set_index("latent")[metric] for null in nulls}
+    both = [
+        pd.concat([part.table.set_index("latent")[metric], made[part.draw]], axis=1).dropna().to_numpy(float) - chance
+        for part in parts
+        if part.draw in made
+    ]
+    return [pair for pair in both if len(pair)]
 
 
 def _by_draw(parts: Sequence[Scores], metric: str) -> dict[tuple[int, int], list[float]]:
@@ -147,6 +178,7 @@ def long_table(sections: Sequence[Sequence[Line]]) -> pd.DataFrame:
         for null in line.nulls:
             name = null.replace("-", "_")
             estimates |= {f"{name}_{metric}": line.null_mean(null, metric) for metric in METRICS}
+        estimates |= {"token_share_of_auroc": share} if (share := line.share_of(ECHO, "auroc")) else {}
         for name, estimate in estimates.items():
             rows.append({**about, "quantity": name, **numbers(estimate)})
         single = {name: line.reconstruction(name) for name in SAE_METRICS}

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 
 from benchmarks.contrasts import MEASURES, TRAINED, Measure
 
@@ -36,7 +37,7 @@ def discrimination_table(frame: pd.DataFrame, measures: Sequence[Measure] = MEAS
     together = [measure.column for measure in known if frame[measure.column].notna().mean() > 0.5]
     rows = []
     for null in [variant for variant in frame["variant"].unique() if variant != TRAINED]:
-        both = _sampled(frame[frame["variant"].isin([TRAINED, null])])
+        both = _sampled(frame[frame["variant"].isin([TRAINED, null])], [measure.column for measure in known])
         for unit, name in UNSEEN.items():
             for label, columns in [*((m.label, [m.column]) for m in known), (ALL, together)]:
                 values = _held_out(both, unit, columns)
@@ -46,12 +47,12 @@ def discrimination_table(frame: pd.DataFrame, measures: Sequence[Measure] = MEAS
     return pd.DataFrame(rows, columns=["null", "unseen", "measure", "auroc", "n_held_out"])
 
 
-def _sampled(both: pd.DataFrame) -> pd.DataFrame:
-    """A limited number of latents of each dictionary, seed and variant; those with every score come first."""
-    rng = np.random.default_rng(0)
+def _sampled(both: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """A limited number of latents of each dictionary, seed and variant; those with every measure come first."""
+    rng, scored = np.random.default_rng(0), both[list(columns)].notna().sum(axis=1)
     parts = [
         part.iloc[rng.permutation(len(part))].sort_values("scored", ascending=False, kind="stable")[:MAX_PER_GROUP]
-        for _, part in both.assign(scored=both.notna().sum(axis=1)).groupby(["dictionary", "seed", "variant"])
+        for _, part in both.assign(scored=scored).groupby(["dictionary", "seed", "variant"])
     ]
     return pd.concat(parts) if parts else both
 
@@ -68,6 +69,9 @@ def _held_out(both: pd.DataFrame, unit: str, columns: Sequence[str]) -> list[flo
     found = []
     for held_out in shared:
         test = (both[unit] == held_out).to_numpy()
-        model = HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=8, random_state=0).fit(x[~test], y[~test])
-        found.append(float(roc_auc_score(y[test], model.predict_proba(x[test])[:, 1])))
+        # A few thousand rows: threads would wait for one another, on a busy machine for minutes.
+        with threadpool_limits(1, "openmp"):
+            model = HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=8, random_state=0)
+            given = model.fit(x[~test], y[~test]).predict_proba(x[test])[:, 1]
+        found.append(float(roc_auc_score(y[test], given)))
     return found

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from autointerp.nulls import ORACLE, SHUFFLED
 from autointerp.quadrants import ENTROPY_CUT, QUADRANTS, SCORE_CUT, quadrant_table
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, null_column
 from benchmarks.tables import UNDEFINED, table
 
 ENTROPY = "corrected_entropy"
+ENDS = {SHUFFLED: "floor", ORACLE: "ceiling"}
+"""Nulls of a score whose quadrants stand beside it, and what each is."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,24 @@ class EntropyScore:
     """The score, and what the figure calls it."""
     frame: pd.DataFrame
     shares: pd.DataFrame
+    ends: pd.DataFrame
+    """The same shares under the score's floor and ceiling, where there are any."""
 
     @property
     def slug(self) -> str:
         """The score as part of a file's name."""
         return re.sub(r"[^\w.@-]+", "-", self.column.replace("(AUROC†)", "")).strip("-")
 
+    def _place(self, dictionaries: pd.Series[str]) -> pd.Series[int]:
+        """A dictionary's place in the table, so that floors stand below the scores that they are of."""
+        return dictionaries.map({name: place for place, name in enumerate(self.shares["dictionary"].unique())})
+
     @property
     def markdown(self) -> str:
         """Shares of the quadrants by dictionary and variant."""
         rows = []
-        for (dictionary, variant), part in self.shares.groupby(["dictionary", "variant"], sort=False):
+        shown = pd.concat([self.shares, self.ends]).sort_values("dictionary", kind="stable", key=self._place)
+        for (dictionary, variant), part in shown.groupby(["dictionary", "variant"], sort=False):
             cells = {row["quadrant"]: row for row in part.to_dict("records")}
             shares = [
                 f"{row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" if row["n_placed"] else UNDEFINED
@@ -54,10 +64,23 @@ class EntropyScore:
 
 def entropy_scores(measured: Measured) -> list[EntropyScore]:
     """One part for each score that latents with an entropy have."""
-    found = []
-    for score in measured.scored:
-        columns = ["dictionary", "variant", "latent", ENTROPY, score.column]
-        parts = [part.dropna(subset=[score.column])[columns] for _, _, part in measured.groups]
-        frame = pd.concat(parts, ignore_index=True)
-        found.append(EntropyScore(measured.subject, score.column, frame, quadrant_table(frame, ENTROPY, score.column)))
-    return found
+    return [_beside(measured, score.column) for score in measured.scored]
+
+
+def _beside(measured: Measured, column: str) -> EntropyScore:
+    frame = _with_score(measured, column)
+    nulls = {null: null_column(column, null) for null in ENDS}
+    ends = {null: _with_score(measured, name) for null, name in nulls.items() if name in measured.frame}
+    floors = [
+        quadrant_table(part.assign(variant=part["variant"] + f", {null} ({ENDS[null]})"), ENTROPY, nulls[null])
+        for null, part in ends.items()
+    ]
+    return EntropyScore(
+        measured.subject, column, frame, quadrant_table(frame, ENTROPY, column), pd.concat(floors or [pd.DataFrame()])
+    )
+
+
+def _with_score(measured: Measured, column: str) -> pd.DataFrame:
+    columns = ["dictionary", "variant", "latent", ENTROPY, column]
+    parts = [part.dropna(subset=[column])[columns] for _, _, part in measured.groups]
+    return pd.concat(parts, ignore_index=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from autointerp.stats import CLUSTERS, Estimate
 from benchmarks.contrasts import MEASURES, Contrast, Measure, contrasts_of, learned_computation, mean_of
 from benchmarks.discriminate import ALL, DENSITY, discrimination_table
 from benchmarks.reading import Scores, Subject, family_label, hookpoint_label, variant_draw, variant_label, variant_rank
-from benchmarks.tables import UNDEFINED, numbers, table, written
+from benchmarks.tables import UNDEFINED, decade_of, numbers, table, written
 from sae.artifacts import complete_folders, latents_folder, read_manifest
 from sae.errors import InputError
 from sae.runs import read_run
@@ -127,7 +128,25 @@ class Measured:
     @property
     def markdown(self) -> str:
         """The tables as a person reads them."""
-        return "\n".join([*self._means(), "", *self._contrasts(), "", *self._discrimination()]) + "\n"
+        tables = [self._means(), self._by_density(), self._contrasts(), self._discrimination()]
+        return "\n\n".join("\n".join(lines) for lines in tables if lines) + "\n"
+
+    def strata(self, variant: str) -> dict[tuple[bool, str], int]:
+        """How many of a variant's living latents were measured, and how many were too rare, by decade of density."""
+        alive = self.frame[(self.frame["variant"] == variant) & (self.frame["density"] > 0)]
+        return dict(Counter(zip(alive["eligible"].astype(bool), map(decade_of, alive["density"]), strict=True)))
+
+    def _by_density(self) -> list[str]:
+        """Which latents were left out, for they are not a random part; nothing where none was."""
+        found = {variant: self.strata(variant) for variant in dict.fromkeys(name for _, name, _ in self.groups)}
+        if all(measured for counts in found.values() for measured, _ in counts):
+            return []
+        decades = sorted({decade for counts in found.values() for _, decade in counts}, key=float)
+        pairs = {v: [[n.get((known, d), 0) for known in (True, False)] for d in decades] for v, n in found.items()}
+        rows = [[v, *(" / ".join(map(str, p)) if any(p) else UNDEFINED for p in cells)] for v, cells in pairs.items()]
+        title = ["## Living latents by density: measured / too rare", ""]
+        note = "- All dictionaries together. Means and differences are over the measured ones."
+        return [*title, *table(["variant", *(f"from {decade}" for decade in decades)], rows), "", note]
 
     def _means(self) -> list[str]:
         known = [measure for measure in MEASURES if measure.column in self.frame]
@@ -224,6 +243,10 @@ class Measured:
                 if measure.column in part and (mean := mean_of(part, measure.column)) is not None:
                     about = {"dictionary": dictionary, "variant": variant, "quantity": measure.column}
                     rows.append({**about, **numbers(mean)})
+        for variant in self.frame["variant"].unique():
+            for (measured, decade), n in sorted(self.strata(str(variant)).items()):
+                name = f"latents_{'measured' if measured else 'too_rare'}_density_{decade}"
+                rows.append({"variant": variant, "quantity": name, "value": n})
         for c in self.contrasts:
             about = {"variant": c.null, "quantity": f"{c.measure.column}_trained_minus_this"}
             tests = {"p_holm": c.p, "p_equivalent_holm": c.p_equivalent, "margin": c.measure.margin}
@@ -243,24 +266,33 @@ def measured_of(frame: pd.DataFrame, scores: Sequence[Scores]) -> list[Measured]
     """One part for each subject on each corpus; the judges' scores become columns beside the measures."""
     if frame.empty:
         return []
-    frame, scored = _with_scores(_with_draws(frame), [one for one in scores if not one.null])
+    frame, scored = _with_scores(_with_draws(frame), scores)
     parts = frame.groupby(PART, sort=False)
     return [Measured.of(part, [m for m in scored if part[m.column].notna().any()]) for _, part in parts]
 
 
 def _with_scores(frame: pd.DataFrame, scores: Sequence[Scores]) -> tuple[pd.DataFrame, list[Measure]]:
-    """The frame with a column of AUROCs for every scorer, explainer and judge; nan for latents without a score."""
+    """The frame with a column of AUROCs for every scorer, explainer and judge; nan for latents without a score.
+
+    Nulls of a score have a column too (`null_column`), and are no measures.
+    """
     keys = ["run", "cached", "latent"]
     tables: dict[tuple[str, ...], list[pd.DataFrame]] = {}
     for one in scores:
         q = one.question
         about = {"run": str(one.run), "cached": one.dictionary.config["dictionary"]}
-        name = (q.scorer, q.explainer, q.explainer_model, q.judge)
+        name = (q.scorer, q.explainer, q.explainer_model, q.judge, one.null)
         tables.setdefault(name, []).append(one.table[["latent", "auroc"]].assign(**about))
-    several = len({name[1:] for name in tables}) > 1
+    several = len({name[1:4] for name in tables}) > 1
     measures = []
-    for (scorer, explainer, model, judge), parts in tables.items():
+    for (scorer, explainer, model, judge, null), parts in tables.items():
         label = f"{scorer} (AUROC†)" + (f", {explainer}@{model}, judge {judge}" if several else "")
-        frame = frame.merge(pd.concat(parts).rename(columns={"auroc": label}), how="left", on=keys)
-        measures.append(Measure(label, label, SCORE_MARGIN))
+        column = null_column(label, null) if null else label
+        frame = frame.merge(pd.concat(parts).rename(columns={"auroc": column}), how="left", on=keys)
+        measures += [] if null else [Measure(label, label, SCORE_MARGIN)]
     return frame, measures
+
+
+def null_column(score: str, null: str) -> str:
+    """The column of a null of a score, from the column of the score."""
+    return f"{score}, {null}"

@@ -42,7 +42,7 @@ SCORERS = ("detection", "fuzzing")
 QUADRANT_SCORER = "fuzzing"
 MEASURES = (
     *("token_entropy", "all_token_entropy", "corrected_entropy", "top_corrected_entropy"),
-    *("coverage", "top_surface_mass"),
+    *("rarefied_entropy", "coverage", "top_surface_mass"),
 )
 DRAWS = (20, 40, 100, 400, 2000)
 SPREAD = 0.5

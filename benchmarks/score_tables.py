@@ -10,7 +10,7 @@ from typing import Any
 
 from autointerp.config import OFFLINE
 from autointerp.metrics import BLIND_TO
-from autointerp.nulls import NULLS, ORACLE, SHUFFLED
+from autointerp.nulls import ECHO, NULLS, ORACLE, SHUFFLED
 from benchmarks.comparison import ELIGIBLE, UNSCORED, Line, lines_of
 from benchmarks.contrasts import TRAINED
 from benchmarks.reading import ONE_TOKEN, Scores
@@ -23,11 +23,22 @@ NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "f1": "F1",
 }
-"""Metrics as the table calls them."""
+"""Metrics of the main table, as it calls them."""
+OTHERS = {"iou": "IoU", "correlation": "correlation", "precision": "precision", "recall": "recall"}
+MARKS = {"extra": BLIND, "missing": "‡"}
+"""Marks of metrics that one of the two tests of wrong labels does not move."""
+BLINDNESS = (
+    f"{BLIND} fails the extra-labels test of Oikarinen et al. (2025), ‡ the missing-labels test; all others pass both."
+)
 
 FLOORS = (
     "The same trials judged with another latent's sentence of like density (shuffled), by always or never saying yes, "
     "by looking for the latent's heaviest token alone (echo-token), and by the truth (oracle)."
+)
+TOKEN_SHARE = f"token's share of AUROC {BLIND} [95 %]"
+SHARE = (
+    "Token's share: what echo-token has above chance divided by what the score has, over the same latents. Near 1, the "
+    "sentence has earned no more than its heaviest token; above 1, less."
 )
 
 Column = tuple[str, Callable[[Line], str]]
@@ -47,11 +58,26 @@ def sections_of(scores: Sequence[Scores]) -> list[list[Line]]:
 def markdown(lines: Sequence[Line]) -> str:
     """A section as a person reads it: title, table, notes."""
     text = [*_title(lines), "", *_table(_columns(lines), lines), "", *(f"- {note}" for note in _notes(lines)), ""]
-    text += _by_density(lines)
+    text += [*_every_metric(lines), *_by_density(lines)]
     with_nulls = [line for line in lines if line.nulls]
     if with_nulls:
-        text += ["## Floors and ceilings", "", *_table(_null_columns(with_nulls), with_nulls), "", f"- {FLOORS}", ""]
+        text += ["## Floors and ceilings", "", *_table(_null_columns(with_nulls), with_nulls), "", f"- {FLOORS}"]
+        text += [*([f"- {SHARE}"] if any(ECHO in line.nulls for line in lines) else []), ""]
     return "\n".join(text)
+
+
+def _every_metric(lines: Sequence[Line]) -> list[str]:
+    """All metrics with their intervals, first those that notice missing and extra labels; none without AUROC."""
+    shown = [line for line in lines if line.mean("auroc") is not None]
+    if not shown:
+        return []
+    names = sorted(NAMES | OTHERS, key=lambda name: name in BLIND_TO)
+
+    def interval(name: str) -> Callable[[Line], str]:
+        return lambda line: written(line.mean(name), ".3f")
+
+    columns = [*_place(shown), *((_marked(name), interval(name)) for name in names)]
+    return ["## Every metric [95 %]", "", *_table(columns, shown), "", f"- {BLINDNESS}", ""]
 
 
 def _by_density(lines: Sequence[Line]) -> list[str]:
@@ -127,7 +153,9 @@ def _only_some(lines: Sequence[Line]) -> list[Column]:
 
 def _null_columns(lines: Sequence[Line]) -> list[Column]:
     names = [null for null in NULLS if any(null in line.nulls for line in lines)]
-    return [*_place(lines), *((f"{null} {NAMES[name]}", _null_cell(null, name)) for null in names for name in NAMES)]
+    cells = [(f"{null} {_marked(name)}", _null_cell(null, name)) for null in names for name in NAMES]
+    share: Column = (TOKEN_SHARE, lambda line: written(line.share_of(ECHO, "auroc"), ".2f"))
+    return [*_place(lines), *cells, *([share] if ECHO in names else [])]
 
 
 def _place(lines: Sequence[Line]) -> list[Column]:
@@ -140,7 +168,8 @@ def _place(lines: Sequence[Line]) -> list[Column]:
 
 
 def _marked(metric: str) -> str:
-    return NAMES[metric] + (f" {BLIND}" if metric in BLIND_TO else "")
+    name = (NAMES | OTHERS)[metric]
+    return f"{name} {MARKS[BLIND_TO[metric]]}" if metric in BLIND_TO else name
 
 
 def _mean_cell(metric: str) -> Callable[[Line], str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from autointerp.stats import Estimate
 from sae.cli import table
 
-__all__ = ["UNDEFINED", "numbers", "table", "written"]
+__all__ = ["UNDEFINED", "decade_of", "numbers", "table", "written"]
 UNDEFINED = "–"
 
 
@@ -25,3 +26,8 @@ def numbers(estimate: Estimate | None) -> dict[str, Any]:
     if estimate is None:
         return {}
     return {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "unit", "method")}
+
+
+def decade_of(density: float) -> str:
+    """The decade that a latent's density lies in, by its lower end; "0" for one that never fires."""
+    return f"1e{math.floor(math.log10(density)):+d}" if density else "0"

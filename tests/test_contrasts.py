@@ -8,8 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from autointerp.equivalence import holm
 from autointerp.stats import CLUSTERS, LATENTS
-from benchmarks.contrasts import CONTEXT_GAIN, GIVEN_TOKEN, contrasts_of, difference_of, learned_computation, mean_of
+from benchmarks.contrasts import (
+    CONTEXT_GAIN,
+    GIVEN_TOKEN,
+    Measure,
+    contrasts_of,
+    difference_of,
+    learned_computation,
+    mean_of,
+)
 from benchmarks.discriminate import ALL, discrimination_table
 
 GAIN = CONTEXT_GAIN.column
@@ -79,6 +88,9 @@ def test_p_values_are_adjusted_for_all_comparisons_of_the_table() -> None:
         c.p is not None and r is not None and c.p >= r for c, r in zip(contrasts, raw, strict=True)
     )
     assert any(c.p != r for c, r in zip(contrasts, raw, strict=True))
+    # Equivalence is tested as often as difference.
+    assert [c.p_equivalent for c in contrasts] == holm([c.equivalent.p for c in contrasts])
+    assert any(c.p_equivalent != c.equivalent.p for c in contrasts)
 
 
 def test_what_density_alone_explains_is_gone_among_latents_of_like_density() -> None:
@@ -89,6 +101,25 @@ def test_what_density_alone_explains_is_gone_among_latents_of_like_density() -> 
     assert found.difference.difference.value == pytest.approx(0.1 * np.log(3), abs=0.01)
     assert found.matched is not None and abs(found.matched.value) < 0.02
     assert 0 <= found.left_out < 0.2
+
+
+def test_a_gain_that_is_gone_among_latents_of_like_density_is_no_evidence() -> None:
+    frame = _frame({"trained": 0.0, "rerandomised": 0.0}, seeds=1, n=4000)
+    trained = frame["variant"] == "trained"
+    frame.loc[trained, "density"] *= 3
+    frame[GAIN] = np.log(frame["density"]) * 0.1 - 0.03 * trained
+    frame[GIVEN] = np.random.default_rng(1).normal(0.6 + 0.1 * trained, 0.1)
+    contrasts = contrasts_of(frame)
+    (found,) = [c for c in contrasts if c.measure == CONTEXT_GAIN]
+    assert found.verdict == "different" and found.difference.difference.value > 0.05
+    assert learned_computation(contrasts).startswith("undecided")
+
+
+def test_a_gain_that_tells_nothing_beyond_the_token_is_no_evidence() -> None:
+    frame = _frame({"trained": 0.1, "rerandomised": 0.0})
+    assert learned_computation(contrasts_of(frame)).startswith("yes")
+    frame[GIVEN] = np.random.default_rng(1).normal(0.6, 0.1, len(frame))
+    assert learned_computation(contrasts_of(frame)).startswith("undecided")
 
 
 def test_a_gain_within_the_margin_is_no_evidence_however_certain() -> None:
@@ -120,6 +151,22 @@ def test_a_layer_that_one_side_lacks_takes_no_part() -> None:
     frame = frame[~((frame["variant"] == "trained") & (frame["seed"] == 1) & (frame["layer"] == 1))]
     found, _ = difference_of(*(frame[frame["variant"] == v] for v in ("trained", "rerandomised")), GAIN)
     assert found is not None and abs(found.difference.value) < 0.02
+
+
+def test_a_dictionary_of_several_layers_is_compared_although_it_has_no_layer_of_its_own() -> None:
+    frame = _frame({"trained": 0.1, "rerandomised": 0.0}).assign(layer=np.nan, dictionary="layers 0, 1")
+    (found,) = [c for c in contrasts_of(frame) if c.measure == CONTEXT_GAIN]
+    assert found.difference.difference.value == pytest.approx(0.1, abs=0.02)
+    assert found.difference.difference.n == 3
+
+
+def test_a_classifier_is_shown_the_few_latents_that_were_scored() -> None:
+    frame = _frame({"trained": 0.0, "rerandomised": 0.0}, seeds=2, n=1500)
+    few = frame.groupby(["variant", "seed", "layer"]).cumcount() % 15 == 0
+    score = Measure("judged", "judged", 0.02)
+    frame.loc[few, "judged"] = np.random.default_rng(1).normal(0.3 * (frame["variant"] == "trained")[few], 0.01)
+    table = discrimination_table(frame, [CONTEXT_GAIN, score]).set_index("measure")["auroc"]
+    assert (table["judged"] > 0.95).all()
 
 
 def test_a_classifier_finds_the_measure_that_differs_and_no_other() -> None:

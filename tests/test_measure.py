@@ -18,12 +18,14 @@ from planted import BIGRAM, DEAD, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted
 from small_cache import small_cache, usable
 
 import autointerp.measure as stage
+from autointerp.abstractness import latent_columns, surface_of_token, vocabulary
 from autointerp.artifacts import MEASURES, measures_folder
 from autointerp.config import ExamplesConfig
 from autointerp.examples import ExampleSampler
 from autointerp.measure import METRICS, Source, latent_row, main, with_context_gain
 from autointerp.metrics import token_concentration
 from autointerp.ngrams import ngrams_of
+from autointerp.pieces import read_tokenizer
 from autointerp.predictors import TokenLookup
 from sae.cli import run_stage
 from sae.errors import InputError
@@ -93,12 +95,34 @@ def test_rare_and_dead_latents_are_rows_without_measures(table: pd.DataFrame) ->
     assert table.loc[DENSE, "eligible"] and table.loc[DENSE, "density"] > 0.5
 
 
+def test_a_latent_must_fire_often_enough_in_both_splits() -> None:
+    contexts, split = [[0, 1] * 10] * 6, [0, 0, 0, 1, 1, 1]
+    odd = np.tile(np.arange(20) % 2 == 1, 6)
+    context = np.repeat(np.arange(6), 20)
+    masks = [odd & (context < 3) | odd & (context == 3) & (np.arange(120) < 64), odd & (context >= 2), odd]
+    table = rows_of(small_cache(contexts, split, [mask.astype(float) for mask in masks]))
+    assert table[["n_explain", "n_score"]].to_numpy().tolist() == [[30, 2], [10, 30], [30, 30]]
+    assert table["eligible"].tolist() == [False, True, True]
+    assert table["token_auroc"].isna().tolist() == [True, False, False]
+
+
 def test_counts_agree_with_the_cache(run: Path, table: pd.DataFrame) -> None:
     cache = planted_cache(run)
     sampler = ExampleSampler(cache, ExamplesConfig())
     assert table["density"].tolist() == [sampler.density(latent) for latent in range(8)]
     assert (table["n_explain"] + table["n_score"]).tolist() == np.diff(cache.offsets).tolist()
     assert np.array_equal(table["mass_on_top_token"], token_concentration(cache), equal_nan=True)
+
+
+def test_entropies_are_those_of_the_explain_splits_firings_and_their_activations(
+    run: Path, table: pd.DataFrame
+) -> None:
+    cache = planted_cache(run)
+    surface = surface_of_token(vocabulary(read_tokenizer(cache), int(cache.token_ids.max())))
+    for latent in range(cache.n_latents):
+        alone = latent_columns(cache, latent, surface)
+        del alone["n_firings"]
+        assert table.loc[latent, list(alone)].to_dict() == pytest.approx(alone, nan_ok=True)
 
 
 def test_planted_noise_is_at_chance(table: pd.DataFrame) -> None:

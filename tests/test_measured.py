@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from planted import DICTIONARY, write_planted_run
@@ -13,6 +14,7 @@ from autointerp.measure import main as measure
 from benchmarks.contrasts import MEASURES
 from benchmarks.measured import measured_of, read_measures
 from benchmarks.reading import variant_draw, variant_label
+from benchmarks.tables import decade_of
 from sae.artifacts import latents_folder
 from sae.errors import InputError
 
@@ -74,3 +76,19 @@ def test_the_table_and_the_numbers_agree(tmp_path: Path) -> None:
     assert len(rows) == 1 and f"{rows['value'].iloc[0]:+.2f}" in part.markdown
     assert "intervals over latents only; one draw of each network and dictionary" in part.markdown
     assert rows["verdict"].iloc[0] in part.markdown
+
+
+def test_latents_left_out_of_the_means_are_counted_by_decade_of_density(tmp_path: Path) -> None:
+    (part,) = measured_of(read_measures([measured_run(tmp_path / "run")]), [])
+    alive = part.frame[part.frame["density"] > 0]
+    rare = alive[~alive["eligible"]]
+    decade = f"1e{int(np.floor(np.log10(rare['density'].iloc[0])))}"
+    table = part.long_table().set_index("quantity")["value"]
+    assert table[f"latents_too_rare_density_{decade}"] == len(rare) == 1
+    assert table.filter(like="latents_measured_density_").sum() == alive["eligible"].sum() == 4
+    header = "| variant | " + " | ".join(
+        f"from {d}" for d in sorted({decade_of(x) for x in alive["density"]}, key=float)
+    )
+    assert header in part.markdown and "| trained | 0 / 1 |" in part.markdown
+    everything = part.frame[part.frame["eligible"]]
+    assert "by density" not in measured_of(everything, [])[0].markdown

@@ -20,7 +20,9 @@ def test_the_latents_a_half_width_takes() -> None:
         latents_needed(0.15, 0.0)
 
 
-@pytest.mark.parametrize(("first", "second", "width"), [(0.15, None, 0.02), (0.1, None, 0.1), (0.15, 0.05, 0.08)])
+@pytest.mark.parametrize(
+    ("first", "second", "width"), [(0.15, None, 0.02), (0.1, None, 0.1), (0.15, 0.05, 0.08), (0.15, 0.15, 0.15)]
+)
 def test_an_estimated_spread_takes_the_fewest_latents_whose_own_interval_is_narrow_enough(
     first: float, second: float | None, width: float
 ) -> None:

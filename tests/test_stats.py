@@ -145,6 +145,28 @@ def test_the_bootstrap_depends_on_the_generator_and_not_on_the_order_of_the_clus
     assert cluster_interval(clusters, rng(5)) != cluster_interval(clusters, rng(6))
 
 
+def test_each_resample_is_divided_by_its_own_error() -> None:
+    # Latents of a cluster are all alike, so that only the draw of clusters matters.
+    means = np.array([0.1, 0.2, 0.25, 0.3, 0.3, 0.4, 0.5, 0.7, 0.8, 3.0])
+    found = cluster_interval({n: [m] * 3 for n, m in enumerate(means)}, np.random.default_rng(4), 199)
+    drawn = means[np.random.default_rng(4).integers(10, size=(199, 10))]
+    pivots = np.sort((drawn.mean(1) - means.mean()) / (drawn.std(1, ddof=1) / np.sqrt(10)))
+    assert found is not None and found.pivots == pytest.approx(pivots)
+    error = means.std(ddof=1) / np.sqrt(10)
+    low, high = (means.mean() - np.quantile(pivots, q, method="weibull") * error for q in (0.975, 0.025))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_a_shifted_estimate_moves_with_its_ends() -> None:
+    estimate = mean_interval([1.0, 2.0, 4.0])
+    assert estimate is not None and estimate.low is not None and estimate.high is not None
+    moved = estimate.shifted(3.0)
+    assert (moved.value, moved.low, moved.high) == (estimate.value + 3, estimate.low + 3, estimate.high + 3)
+    assert moved.interval() == pytest.approx((moved.low, moved.high))
+    alone = mean_interval([1.0])
+    assert alone is not None and alone.shifted(1.0).low is None
+
+
 def test_a_bootstraps_interval_and_p_value_agree() -> None:
     found = cluster_interval(draws(12, 3), rng(), n_resamples=399)
     low, high = ends(found)

@@ -63,7 +63,7 @@ def test_a_suite_that_cannot_be_run_is_one_line(tmp_path: Path, toml: str, messa
         Suite.read(path)
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-full", "study"])
+@pytest.mark.parametrize("name", ["demo", "demo-full", "study", "blocks"])
 def test_every_flag_of_the_shipped_suites_is_known_to_its_stage(name: str, tmp_path: Path) -> None:
     from sae.cache import Arguments as CacheArguments
     from sae.train import Arguments as TrainArguments
