@@ -18,6 +18,8 @@ CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 WITHOUT_AMX = (*WITHOUT_BF16, "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", "AVX10_2_512")
 CPU_FACTS = Path("/proc/cpuinfo")
+WIDEST = 8192
+"""Numbers of a row that one program on a GPU can hold."""
 WITHOUT_TRITON = "AUTOINTERP_WITHOUT_TRITON"
 """Environment variable: set, GPUs do with torch's own operations."""
 
@@ -42,7 +44,7 @@ def screen_dtype(device: torch.device) -> torch.dtype:
 def gpu_kernels(table: Tensor) -> Any | None:
     """`sae.triton_kernels`, where a table [row, d] lies on a GPU and its rows can be worked on by these; else None."""
     kernels = _triton_kernels(table.device.type)
-    fits = kernels and table.dtype == torch.float32 and table.shape[1] <= kernels.WIDEST
+    fits = table.dtype == torch.float32 and table.shape[1] <= WIDEST
     return kernels if fits else None
 
 

@@ -15,7 +15,6 @@ densely, so that what is chosen is what float32 chooses.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,15 +47,17 @@ class HalfEncoder:
     """An encoder in float16, with what is needed to bound its error.
 
     Args:
-        kernels: `sae.triton_kernels`.
         w_enc: float32 [n_latents, d_in].
         b_enc: float32 [n_latents].
     """
 
-    def __init__(self, kernels: Any, w_enc: Tensor, b_enc: Tensor) -> None:
-        self.kernels = kernels
+    def __init__(self, w_enc: Tensor, b_enc: Tensor) -> None:
+        # Not before it is needed: most machines have no Triton.
+        from sae import triton_search
+
+        self.kernels = triton_search
         self.w_enc, self.b_enc = w_enc, b_enc
-        self.weights, norms, rests = kernels.round_rows(w_enc)
+        self.weights, norms, rests = self.kernels.round_rows(w_enc)
         self.bias = b_enc.half()
         self.norm, self.rest = norms.amax(), rests.amax()
         # Of rounding the bias, and of adding it.
@@ -111,9 +112,7 @@ def asked_of(least: Tensor, error: Tensor) -> Tensor:
     return torch.where(asked > 0, asked, torch.nan)
 
 
-def shortlist_topk(
-    kernels: Any, x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def shortlist_topk(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """The k largest pre-activations of each token, as far as a shortlist settles them.
 
     Returns:
@@ -124,12 +123,12 @@ def shortlist_topk(
     if group is None:
         return None
     sizes = Sizes(group, shortlist_length(k))
-    encoder = HalfEncoder(kernels, w_enc, b_enc)
+    encoder = HalfEncoder(w_enc, b_enc)
     values, latents = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     settled = torch.empty(len(x), dtype=torch.bool, device=x.device)
     for rows in slices(len(x), LARGEST_BYTES // (2 * len(w_enc))):
         scores, error = encoder.scores(x[rows])
-        maxima, kth = kernels.group_maxima(scores, group, k)
+        maxima, kth = encoder.kernels.group_maxima(scores, group, k)
         found = encoder.candidates(x[rows], scores, maxima, asked_of(reached(kth, error), error), sizes)
         values[rows], places = found.scores.topk(k)
         latents[rows] = found.latents.gather(1, places)
@@ -137,7 +136,7 @@ def shortlist_topk(
     return values, latents, (~settled).nonzero().squeeze(1)
 
 
-def shortlist_pairs(kernels: Any, x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int) -> Pairs | None:
+def shortlist_pairs(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int) -> Pairs | None:
     """The pairs of a token and a latent that may be among the k x token largest of the batch.
 
     The batch's scores are held at once, in float16. None where there are too few latents for a shortlist.
@@ -146,9 +145,9 @@ def shortlist_pairs(kernels: Any, x: Tensor, w_enc: Tensor, b_enc: Tensor, k: in
     if group is None or not len(x):
         return None
     sizes = Sizes(group, 2 * shortlist_length(k))
-    encoder = HalfEncoder(kernels, w_enc, b_enc)
+    encoder = HalfEncoder(w_enc, b_enc)
     scores, error = encoder.scores(x)
-    maxima, _ = kernels.group_maxima(scores, group, k)
+    maxima, _ = encoder.kernels.group_maxima(scores, group, k)
     kth = maxima.flatten().sort(descending=True).values[k * len(x) - 1]
     # Whichever tokens those are of.
     least = reached(kth, error.amax()).expand(len(x))

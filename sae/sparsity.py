@@ -91,7 +91,7 @@ def select_topk(
         Values [token, k], descending and not negative, and latent indices int64 [token, k].
     """
     encoder = Encoder.of(w_enc, b_enc, Question(k), screen)
-    if (kernels := gpu_kernels(w_enc)) and (found := shortlist_topk(kernels, x, w_enc, b_enc, k)):
+    if gpu_kernels(w_enc) and (found := shortlist_topk(x, w_enc, b_enc, k)):
         values, indices, rest = found
         for some in slices(len(rest), encoder.tokens):
             values[rest[some]], indices[rest[some]] = torch.topk(encoder.dense(x[rest[some]]), k)
@@ -129,8 +129,7 @@ def select_batch_topk(
     encoder = Encoder.of(w_enc, b_enc, Question(k, whole_batch=True), screen)
     pairs: Pairs | None = encoder.pairs(x)
     if x.device.type != "cpu":
-        kernels = gpu_kernels(w_enc)
-        pairs = kernels and shortlist_pairs(kernels, x, w_enc, b_enc, k)
+        pairs = shortlist_pairs(x, w_enc, b_enc, k) if gpu_kernels(w_enc) else None
     if pairs is None:
         return batch_topk(encoder.dense(x), k)
     tokens, latents, scores = pairs.tokens, pairs.latents, pairs.scores

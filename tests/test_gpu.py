@@ -66,7 +66,7 @@ def test_most_tokens_are_settled_by_the_shortlist(kernels: Any) -> None:
     if kernels is None:
         pytest.skip("there is no shortlist without the kernels")
     x, w_enc, b_enc = _drawn(500, 16384, 512)
-    found = shortlist_topk(kernels, x, w_enc, b_enc, 32)
+    found = shortlist_topk(x, w_enc, b_enc, 32)
     assert found is not None and len(found[2]) == 0
 
 
@@ -74,7 +74,7 @@ def test_scores_in_half_precision_are_within_their_bound(kernels: Any) -> None:
     if kernels is None:
         pytest.skip("there are no such scores without the kernels")
     x, w_enc, b_enc = _drawn(200, 3000, 700)
-    scores, error = HalfEncoder(kernels, w_enc, b_enc).scores(x)
+    scores, error = HalfEncoder(w_enc, b_enc).scores(x)
     off = (scores.double() - _exact(x, w_enc, b_enc)).abs() - 2.0**-11 * scores.double().abs()
     assert bool((off <= error[:, None]).all())
 
@@ -209,8 +209,8 @@ def test_a_cache_holds_what_it_holds_when_made_on_a_cpu(tmp_path: Path, neox_fol
         run = tmp_path / f"on-{device}"
         shutil.copytree(tmp_path / "sae", run / "sae")
         shutil.copy(tmp_path / "run.json", run)
-        flags = f"--run {run} --subject {neox_folder} --corpus {corpus_file} --tokens 5000 --device {device} --dtype float32"
-        cache_main([*flags.split(), "--context-length", "64"])
+        flags = f"--run {run} --subject {neox_folder} --corpus {corpus_file} --tokens 5000 --device {device}"
+        cache_main([*flags.split(), "--dtype", "float32", "--context-length", "64"])
         (folder,) = (run / "latents").glob("[!.]*")
         cache = LatentCache.open(folder)
         pairs.append({(latent, int(t)) for latent in range(cache.n_latents) for t in cache.entries(latent)[0]})
