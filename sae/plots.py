@@ -162,8 +162,11 @@ def prompt_figure(activations: Floats, latents: Sequence[int], tokens: Sequence[
     halves: Any = figure.subfigures(1, 2, width_ratios=[2.5 + 0.35 * len(layers), 2 * wide])
     left, right = halves
     axes = left.subplots()
-    _image(left, axes, activations.sum(2), layers, "activation, summed over the prompt")
+    by_layer = activations.sum(2)
+    # Shares: a few strong latents would leave the others dark.
+    _image(left, axes, by_layer / by_layer.sum(1, keepdims=True), layers, "share of the latent's activation")
     axes.set_ylabel(f"{len(latents)} latents by mean layer on the prompt")
+    right.supylabel("layer", fontsize=8)
     panels: Any = right.subplots((PROMPT_LATENTS + 1) // 2, 2, squeeze=False, sharex=True)
     for place, panel in enumerate(panels.flat):
         if place >= len(strongest):
@@ -178,6 +181,31 @@ def prompt_figure(activations: Floats, latents: Sequence[int], tokens: Sequence[
         for label in panel.get_xticklabels():
             # A dollar sign would begin a formula.
             label.set_parse_math(False)
+    return figure
+
+
+def steering_figure(own: Floats, steered: Floats, tokens: Sequence[str], title: str) -> Figure:
+    """Next-token logits without and with a latent turned up: a row a token, the first one on top.
+
+    Args:
+        own: logits as they are [token].
+        steered: with the latent turned up [token].
+        tokens: as text.
+        title: what was turned up, and where.
+    """
+    figure = Figure(figsize=(6.0, 1.3 + 0.2 * len(tokens)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(tokens))
+    axes.hlines(rows, own, steered, color="0.75", zorder=1)
+    axes.scatter(own, rows, s=16, color="0.4", label="as it is")
+    axes.scatter(steered, rows, s=16, color="tab:red", label="steered")
+    axes.set_yticks(rows, [shown_token(token) for token in tokens], fontsize=7)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.invert_yaxis()
+    axes.set_xlabel("logit of the next token")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7)
     return figure
 
 

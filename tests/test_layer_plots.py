@@ -20,6 +20,7 @@ from sae.plots import (
     save_svg,
     shown_token,
     similarity_figure,
+    steering_figure,
 )
 
 RNG = np.random.default_rng(0)
@@ -83,6 +84,18 @@ def test_the_prompt_view_names_the_strongest_latents_and_every_token() -> None:
         assert shown_token(token).replace("&", "&amp;").replace("<", "&lt;") in text
 
 
+def test_steered_logits_stand_beside_the_subjects_own_in_the_order_given() -> None:
+    own, steered = np.array([1.0, 2.0, 3.0]), np.array([5.0, 1.0, 3.5])
+    figure = steering_figure(own, steered, [" a", "$b$", "\n"], "+3 of latent 7")
+    (axes,) = figure.axes
+    points = {c.get_label(): np.asarray(c.get_offsets()) for c in axes.collections if c.get_label()[0] != "_"}
+    assert points["as it is"].tolist() == [[1, 0], [2, 1], [3, 2]]
+    assert points["steered"].tolist() == [[5, 0], [1, 1], [3.5, 2]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["·a", "$b$", "·"]
+    assert axes.yaxis_inverted() and axes.get_title() == "+3 of latent 7"
+    xml.etree.ElementTree.fromstring(_svg(figure))
+
+
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_the_prompt_view_takes_few_latents(n: int) -> None:
     _svg(prompt_figure(RNG.random((n, 3, 2)), list(range(n)), ["a", "b"], range(3)))
@@ -107,6 +120,7 @@ def test_every_figure_gives_the_same_bytes_twice() -> None:
         lambda: cosine_map(counts * 0, *edges, np.full(8, math.nan)),
         lambda: similarity_figure(range(6), columns),
         lambda: prompt_figure(activations, range(5), list("abc"), range(6)),
+        lambda: steering_figure(np.arange(3.0), np.ones(3), list("abc"), "x"),
     ):
         once = _svg(make())
         assert once == _svg(make()) and b"dc:date" not in once
