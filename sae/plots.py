@@ -92,6 +92,7 @@ def histograms(mean_layer: Floats, active_layers: Mapping[str, Floats], layers: 
         heights = np.bincount(np.asarray(values, np.int64), minlength=len(numbers))
         right.bar(numbers - 0.4 + (place + 0.5) * width, heights, width, label=name)
     right.set_xlabel("active layers")
+    right.set_ylabel("living latents")
     right.legend(fontsize=7)
     return figure
 
@@ -141,6 +142,7 @@ def similarity_figure(layers: Sequence[int], columns: Mapping[str, Floats]) -> F
     for name, colour in (("norm", "0.6"), ("norm_centred", None)):
         right.plot(layers, columns[name], marker="o", markersize=3, color=colour, label=name.replace("_", " "))
     right.set_xlabel("layer")
+    right.set_xticks(list(layers))
     right.set_ylabel("mean L2 norm")
     right.set_ylim(bottom=0)
     right.legend(fontsize=7)

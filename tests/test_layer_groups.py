@@ -78,10 +78,18 @@ def test_the_level_of_prompts_lies_between_tokens_and_latents_and_has_an_interva
     drawn = variance_replicates(entries, CONTEXTS // 2, 200, np.random.default_rng(0), CONTEXTS)
     interval = variance_intervals(found, drawn)["within_context_share"]
     assert 0 <= interval.low < interval.high <= 1 and interval.value == found.within_context_share
-    # Drawing every document once gives the value itself.
-    one = variance_replicates(entries, np.repeat([0, 1], 20), 200, np.random.default_rng(0), np.repeat([0, 1], 20))
-    whole = entry_variance(layer_sums(entries), group_sums(entries, np.repeat([0, 1], 20)))
-    assert any(math.isclose(draw.within_context, whole.within_context) for draw in one)
+
+
+def test_what_is_drawn_is_the_decomposition_of_the_documents_drawn() -> None:
+    """Of two documents a draw holds the one twice, the other twice, or both."""
+    contexts, documents = np.repeat(np.arange(8), 5), np.repeat([0, 1], 20)
+    drawn = variance_replicates(entries_of(H), documents, 100, np.random.default_rng(0), contexts)
+    expected = {
+        round(entry_variance(layer_sums(entries), group_sums(entries, contexts[: h.shape[1]])).within_context, 9)
+        for h in (H, H[:, :20], H[:, 20:])
+        for entries in (entries_of(h),)
+    }
+    assert len(expected) == 3 and {round(draw.within_context, 9) for draw in drawn} == expected
 
 
 def test_repeating_every_prompt_and_renumbering_layers_change_nothing() -> None:

@@ -76,6 +76,9 @@ def test_the_prompt_view_names_the_strongest_latents_and_every_token() -> None:
     tokens = ["When", " Mary", " $5$", " $", "\x00\n<&"]
     figure = prompt_figure(activations, list(range(100, 130)), tokens, range(4))
     assert figure.subfigs[1].axes[0].get_title().startswith("latent 117, most 5.")
+    (image,) = figure.subfigs[0].axes[0].images
+    by_layer = activations.sum(2)
+    assert np.allclose(image.get_array(), by_layer / by_layer.sum(1, keepdims=True))
     text = _svg(figure).decode()
     xml.etree.ElementTree.fromstring(text)
     # A formula's source would still stand in a comment.
