@@ -207,7 +207,7 @@ def test_a_dictionary_that_gives_zeros_recovers_nothing(subject: Subject, held_o
 def test_losses_are_those_of_each_context_alone_without_padding(subject: Subject, held_out: ContextStore) -> None:
     model, place = _noisy(32), Hookpoint(1, "mlp")
     (result,) = evaluate(subject, held_out, [_placed(subject, held_out, place, model)])
-    losses: dict[str, list[Tensor]] = {"ce_loss": [], "ce_loss_spliced": [], "kl": []}
+    losses: dict[str, list[Tensor]] = {"ce_loss": [], "ce_loss_spliced": [], "kl": [], "kl_reversed": []}
     for number in range(held_out.n_contexts):
         ids = torch.from_numpy(held_out.batch(np.array([number])).ids)
 
@@ -221,9 +221,10 @@ def test_losses_are_those_of_each_context_alone_without_padding(subject: Subject
         for name, logits in (("ce_loss", own), ("ce_loss_spliced", spliced)):
             losses[name].append(-logits[1:-1].gather(1, ids[0, 2:, None])[:, 0])
         losses["kl"].append((own.exp() * (own - spliced)).sum(-1)[1:-1])
+        losses["kl_reversed"].append((spliced.exp() * (spliced - own)).sum(-1)[1:-1])
     for name, parts in losses.items():
         assert result[name] == pytest.approx(float(torch.cat(parts).mean()), rel=1e-4), name
-    assert result["kl"] > 0.01
+    assert result["kl"] > 0.01 and result["kl_reversed"] != pytest.approx(result["kl"], rel=1e-3)
 
 
 def test_dictionaries_measured_together_get_what_each_gets_alone(subject: Subject, held_out: ContextStore) -> None:
