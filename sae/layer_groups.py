@@ -43,7 +43,8 @@ def group_sums(entries: LayeredEntries, groups: Ints | None = None, size: int = 
         size: entries that are read at a time.
     """
     n, n_layers, place = entries.n_latents, len(entries.layers), centred_places(entries.layers)
-    found, squares = np.zeros((3, n), np.int64), np.zeros(n)
+    fired, layers, one_layer = np.zeros((3, n), np.int64)
+    squares = np.zeros(n)
     for runs in runs_of(entries, 0, n, size, groups):
         first = int(runs.latent[0])
         own, width = runs.latent - first, int(runs.latent[-1]) - first + 1
@@ -51,11 +52,11 @@ def group_sums(entries: LayeredEntries, groups: Ints | None = None, size: int = 
         cell = np.repeat(np.arange(len(own)), runs.lengths) * n_layers + runs.layer
         mass = np.bincount(cell, runs.activation, len(own) * n_layers).reshape(-1, n_layers)
         one = mass.max(1) >= ONE_LAYER * mass.sum(1)
-        found[0, latents] += np.bincount(own, minlength=width)
-        found[1, latents] += np.bincount(own, (mass > 0).sum(1), width).astype(np.int64)
-        found[2, latents] += np.bincount(own[one], minlength=width)
+        fired[latents] += np.bincount(own, minlength=width)
+        layers[latents] += np.bincount(own, (mass > 0).sum(1), width).astype(np.int64)
+        one_layer[latents] += np.bincount(own[one], minlength=width)
         squares[latents] += np.bincount(own, runs.squares(place), width)
-    return GroupSums(*found, squares)
+    return GroupSums(fired, layers, one_layer, squares)
 
 
 def group_columns(sums: LayerSums, tokens: GroupSums, contexts: GroupSums) -> Columns:

@@ -169,8 +169,8 @@ def layer_sums(entries: LayeredEntries, size: int = PIECE_ENTRIES) -> LayerSums:
 
 def token_contexts(cache: LatentCache) -> Ints:
     """The context of each cached token, [token]."""
-    lengths = np.diff(np.asarray(cache.context_offsets, np.int64))
-    return np.repeat(np.arange(len(lengths)), lengths)
+    ends = np.asarray(cache.context_offsets, np.int64)
+    return np.repeat(np.arange(len(ends) - 1), ends[1:] - ends[:-1])
 
 
 def token_documents(cache: LatentCache) -> Ints:

@@ -100,8 +100,8 @@ def entry_variance(sums: LayerSums, contexts: GroupSums | None = None) -> LayerV
         return LayerVariance(float("nan"), float("nan"), float("nan"))
     place = place - (place @ sums.totals.sum(0)) / mass
     total = _mean_variance(place, sums.totals.sum(0)) / mass
-    walks = [sums] if contexts is None else [sums, contexts]
-    within = [float(walk.squares.sum()) / mass for walk in walks]
+    squares = [sums.squares] if contexts is None else [sums.squares, contexts.squares]
+    within = [float(each.sum()) / mass for each in squares]
     return _cleaned(total, _mean_variance(place, sums.totals.T) / mass, *within)
 
 
@@ -167,9 +167,10 @@ def variance_replicates(
         explained += np.divide(firsts**2, weights, out=np.zeros_like(weights), where=weights > 0).sum(0)
     # Of a draw in which nothing fires there is no variance.
     fires = (moments[0] @ draws) > 0
-    mass, moment, second, *within = moments @ draws[:, fires]
-    levels = (second - moment**2 / mass, second - explained[fires], *within)
-    return [_cleaned(*parts) for parts in zip(*(level / mass for level in levels), strict=True)]
+    drawn = moments @ draws[:, fires]
+    total, second = drawn[:2], drawn[2]
+    levels = (second - total[1] ** 2 / total[0], second - explained[fires], *drawn[3:])
+    return [_cleaned(*parts) for parts in zip(*(level / total[0] for level in levels), strict=True)]
 
 
 def _groups(documents: Ints, rng: np.random.Generator) -> tuple[Ints, int]:

@@ -128,14 +128,15 @@ class SpliceCounter:
     def result(self) -> SpliceMetrics:
         """The metrics."""
         if not self._sums:
-            return SpliceMetrics(*[math.nan] * 7, 0)
+            undefined = math.nan
+            return SpliceMetrics(undefined, undefined, undefined, undefined, undefined, undefined, undefined, 0)
         sums = torch.cat(self._sums, dim=1)
         n = float(sums[0].sum())
-        own, zero, spliced, *kl = (sums[1:].sum(1) / n).tolist()
+        own, zero, spliced, kl, back = (sums[1:].sum(1) / n).tolist()
         harm = zero - own
         if not _clear(sums[2] - sums[1], sums[0]):
-            return SpliceMetrics(own, zero, spliced, math.nan, math.nan, *kl, int(n))
-        return SpliceMetrics(own, zero, spliced, (zero - spliced) / harm, (spliced - own) / harm, *kl, int(n))
+            return SpliceMetrics(own, zero, spliced, math.nan, math.nan, kl, back, int(n))
+        return SpliceMetrics(own, zero, spliced, (zero - spliced) / harm, (spliced - own) / harm, kl, back, int(n))
 
 
 def _clear(differences: Tensor, sizes: Tensor) -> bool:
