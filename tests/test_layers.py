@@ -72,6 +72,10 @@ def test_the_decomposition_is_that_of_the_cached_activations(trained: Path, anal
     assert found["between_latents"]["value"] == pytest.approx(expected.between_latents)
     assert found["drift"]["value"] == pytest.approx(expected.drift)
     assert found["drift"]["low"] < found["drift"]["high"] and found["drift"]["value"] < 1
+    starts = np.asarray(LatentCache.open(folder).context_offsets[:-1], np.int64)
+    by_context = layer_variance(np.add.reduceat(dense, starts, axis=1))
+    assert found["within_context"]["value"] == pytest.approx(by_context.within_token)
+    assert found["within_token"]["value"] < found["within_context"]["value"] < found["within_latent"]["value"]
 
 
 def test_there_is_a_row_a_latent_and_a_row_a_layer(trained: Path, analysed: Path) -> None:
