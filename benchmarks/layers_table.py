@@ -1,4 +1,4 @@
-"""The multi-layer analyses of several runs in one table: trained subjects, their random twins, subjects of other sizes.
+"""The multi-layer analyses of several runs in three tables: trained subjects, random twins, other sizes.
 
 python benchmarks/layers_table.py RUN RUN ... [--dictionary all] [--out DIR]
 
@@ -24,7 +24,7 @@ from benchmarks.tables import table
 from sae.artifacts import check_contents, layers_folder, read_json, read_manifest
 from sae.cli import parse, run_stage
 from sae.errors import InputError
-from sae.layer_summary import mean_defined, number, own_and_elsewhere, shown
+from sae.layer_summary import mean_defined, metric_means, neighbouring, number, shown
 
 ORIGINAL = "within_token_over_within_latent"
 HEADER = {
@@ -46,7 +46,37 @@ HEADER = {
     "fvu_single_elsewhere": "FVU single elsewhere",
     "original": "within token, original",
 }
-"""Columns of the table, and what stands over them in Markdown."""
+"""Columns of the first table, and what stands over them in Markdown."""
+WHERE = {
+    "subject": "subject",
+    "variant": "variant",
+    "one_layer": "latents at one layer",
+    "one_layer_contexts": "on a prompt",
+    "one_layer_tokens": "on a token",
+    "active_layers": "active layers",
+    "layers_per_context": "layers on a prompt",
+    "layers_per_token": "layers on a token",
+    "within_context_share": "variance within a prompt",
+    "within_token_share": "within a token",
+}
+"""Columns of the second: at how many layers over all texts, on one prompt, on one token."""
+DIRECTIONS = {
+    "subject": "subject",
+    "variant": "variant",
+    "ce_recovered": "CE recovered",
+    "ce_recovered_single": "single",
+    "ce_recovered_single_elsewhere": "single elsewhere",
+    "kl": "KL",
+    "kl_single": "single",
+    "kl_single_elsewhere": "single elsewhere",
+    "mean_max_cosine": "mean max cosine",
+    "redundancy": "with the next layer's",
+    "redundancy_chance": "by chance",
+    "embeddings": "with embeddings",
+    "unembeddings": "with unembeddings",
+}
+"""Columns of the third: losses with the dictionary spliced in, and decoder directions."""
+LOSSES = ("ce_recovered", "kl")
 INTERVALS = ("total", "between_latents", "drift", "within_token_share", "layers_per_token", "layer_entropy_relative")
 
 
@@ -70,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.runs:
         raise InputError("name at least one run")
     rows = [row_of(read_summary(run, args.dictionary), args.active) for run in args.runs]
-    text = "\n".join([*table(list(HEADER.values()), [_cells(row) for row in rows]), ""])
+    tables = [[*table(list(h.values()), [_cells(row, h) for row in rows]), ""] for h in (HEADER, WHERE, DIRECTIONS)]
+    text = "\n".join(line for lines in tables for line in lines)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "layers.md").write_text(text, encoding="utf-8")
@@ -100,11 +131,10 @@ def row_of(summary: Mapping[str, Any], active: str) -> dict[str, Any]:
         InputError: the summary lacks what the table needs.
     """
     try:
-        fvu, latents = summary["fvu"], summary["latents"]
+        latents = summary["latents"]
         if active not in latents:
             known = ", ".join(name for name in latents if name.startswith("active_layers_"))
             raise InputError(f"the analysis has no {active!r}; name one of {known} by --active")
-        single = [own_and_elsewhere(entry, summary["layers"]) for entry in fvu["single"].values()]
         return {
             "subject": Path(summary["subject"]).name,
             "parameters": summary["n_parameters"],
@@ -115,10 +145,16 @@ def row_of(summary: Mapping[str, Any], active: str) -> dict[str, Any]:
             "active_layers": latents[active],
             **{name: latents[name] for name in INTERVALS[4:]},
             "cosine": mean_defined(summary["similarity"]["cosine"]),
-            "fvu": mean_defined(fvu["own"]),
-            "fvu_single": mean_defined([at_home for at_home, _ in single]),
-            "fvu_single_elsewhere": mean_defined([value for _, others in single for value in others]),
+            **_metric(summary, "fvu"),
             "original": summary["originals"][ORIGINAL],
+            **{name: latents[name] for name in ("one_layer", "one_layer_contexts", "one_layer_tokens")},
+            "layers_per_context": latents["layers_per_context"],
+            "within_context_share": summary["variance"]["within_context_share"],
+            # Left out with --loss-tokens 0.
+            **{name: value for metric in LOSSES for name, value in _metric(summary, metric).items()},
+            "mean_max_cosine": summary["mean_max_cosine"],
+            **dict(zip(("redundancy", "redundancy_chance"), _redundancy(summary), strict=True)),
+            **{name: summary["tokens"].get(name) for name in ("embeddings", "unembeddings")},
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -126,9 +162,19 @@ def row_of(summary: Mapping[str, Any], active: str) -> dict[str, Any]:
         ) from None
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _metric(summary: Mapping[str, Any], metric: str) -> dict[str, float | None]:
+    """Means over layers: of the dictionary, of single-layer ones at their own layers, and elsewhere."""
+    means = (None, None, None) if metric in LOSSES and metric not in summary else metric_means(summary, metric)
+    return dict(zip((metric, f"{metric}_single", f"{metric}_single_elsewhere"), means, strict=True))
+
+
+def _redundancy(summary: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return neighbouring(summary["redundancy"]) if "redundancy" in summary else (None, None)
+
+
+def _cells(row: Mapping[str, Any], header: Mapping[str, str]) -> list[str]:
     cells = []
-    for name in HEADER:
+    for name in header:
         value = row[name]
         if isinstance(value, Mapping):
             cells.append(shown(value))

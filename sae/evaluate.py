@@ -36,7 +36,7 @@ LOSS_BATCH_TOKENS = 512
 
 AVERAGED = (
     *("fvu", "explained_variance", "explained_variance_one_mean", "cosine", "fvu_lens", "fvu_token_mean", "fvu_pca"),
-    *("ce_loss", "ce_loss_zero", "ce_loss_spliced", "ce_recovered", "ce_share_lost", "kl"),
+    *("ce_loss", "ce_loss_zero", "ce_loss_spliced", "ce_recovered", "ce_share_lost", "kl", "kl_reversed"),
 )
 """Metrics of a dictionary of several layers that are the mean of those of its layers."""
 BY_LAYER = (*AVERAGED[:5], "l0", "l1", "n_dead_eval", "dead_share_eval", "dense_share", *AVERAGED[5:])
@@ -272,7 +272,7 @@ def _losses(
 def _batch_losses(
     subject: Subject, part: Contexts, dictionaries: Sequence[Placed], predicting: tuple[Tensor, ...]
 ) -> list[Tensor]:
-    """[4, position] for each dictionary: cross entropy as it is, with zeros, with the reconstruction; KL."""
+    """[5, position] for each dictionary: cross entropy as it is, with zeros, with the reconstruction; KL both ways."""
     inputs = forward_inputs(subject, part.ids, part.documents, part.starts)
     tokens = part.ids[part.usable].to(subject.device)
     rows, columns = predicting
@@ -288,12 +288,12 @@ def _batch_losses(
     found = []
     for d in dictionaries:
         spliced = logits(d.splice(tokens))
-        pair = (cross_entropies(spliced, following), divergences(own, spliced))
-        found.append(torch.stack([loss, zero[d.target], *pair]))
+        both = (divergences(own, spliced), divergences(spliced, own))
+        found.append(torch.stack([loss, zero[d.target], cross_entropies(spliced, following), *both]))
     return found
 
 
 def _named(counter: SpliceCounter) -> dict[str, Any]:
     result = counter.result()
-    names = ("ce_loss", "ce_loss_zero", "ce_loss_spliced", "ce_recovered", "ce_share_lost", "kl")
+    names = ("ce_loss", "ce_loss_zero", "ce_loss_spliced", "ce_recovered", "ce_share_lost", "kl", "kl_reversed")
     return {**{name: getattr(result, name) for name in names}, "n_tokens_loss": result.n_tokens}

@@ -27,11 +27,12 @@ from sae.layer_directions import (
     nearest_tokens,
     redundancy,
 )
+from sae.layer_groups import group_columns, group_sums
 from sae.layer_originals import original_mean_max_cosine
 from sae.layer_profiles import Columns, profile_columns
 from sae.layer_similarity import LayerSimilarity, SimilarityCounter, StreamMeanCounter
 from sae.layer_summary import variance_entries
-from sae.layer_sums import LayerSums, layer_sums, token_documents
+from sae.layer_sums import LayerSums, layer_sums, token_contexts, token_documents
 from sae.layer_variance import entry_variance, variance_intervals, variance_replicates
 from sae.layered import LayeredEntries
 from sae.metrics import mean_max_cosine
@@ -72,11 +73,13 @@ def spread_of(folder: Path, thresholds: Thresholds, n_resamples: int, seed: int)
     """
     cache, entries = LatentCache.open(folder), LayeredEntries.open(folder)
     sums, n_tokens = layer_sums(entries), sum(map(cache.usable_tokens, SPLITS))
-    documents = token_documents(cache)
+    documents, contexts = token_documents(cache), token_contexts(cache)
+    by_context = group_sums(entries, contexts)
     rng = np.random.default_rng([seed])
-    replicates = variance_replicates(entries, documents, n_resamples, rng) if n_resamples else []
-    variance = variance_entries(variance_intervals(entry_variance(sums), replicates))
+    replicates = variance_replicates(entries, documents, n_resamples, rng, contexts) if n_resamples else []
+    variance = variance_entries(variance_intervals(entry_variance(sums, by_context), replicates))
     columns = profile_columns(sums, thresholds.counts, thresholds.shares, n_tokens)
+    columns |= group_columns(sums, group_sums(entries), by_context)
     return Spread(sums, columns, variance, n_tokens, int(documents.max()) + 1)
 
 

@@ -21,7 +21,7 @@ from sae.subject import Subject
 
 METRICS = (
     *("fvu", "explained_variance_one_mean", "cosine", "l0", "dead_share_eval"),
-    *("ce_loss", "ce_loss_zero", "ce_loss_spliced", "ce_recovered", "kl"),
+    *("ce_loss", "ce_loss_zero", "ce_loss_spliced", "ce_recovered", "kl", "kl_reversed"),
 )
 """Columns of layers.csv for each dictionary."""
 

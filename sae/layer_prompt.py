@@ -21,13 +21,15 @@ from sae.dictionaries import Dictionary
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 from sae.layer_dictionaries import added, encoded
-from sae.plots import prompt_figure, save_svg
+from sae.plots import prompt_figure, save_svg, steering_figure
 from sae.splice import Splice, spliced_logits
 from sae.subject import Subject, caught, forward_inputs
 
 LEAST_TOKENS = 2
 SHOWN = 10
 """Rows of each table that is printed."""
+DRAWN, LISTED = 25, 200
+"""Tokens in the figure of steering, and in its table: those whose logits change most."""
 LEAST_ACTIVATION = 1e-3
 """Latents that nowhere on the prompt fire more than this are left out (Lawson et al., arXiv 2409.04185)."""
 
@@ -143,7 +145,7 @@ class Turned:
 def show_prompt(
     subject: Subject, dictionary: Dictionary, prompt: str, folder: Path, turned: Turned | None = None
 ) -> None:
-    """Write prompt.svg and prompt.csv, and print the strongest latents and what steering does where it is asked.
+    """Write prompt.svg and prompt.csv, and what steering does where it is asked; print the strongest of both.
 
     Raises:
         InputError: the prompt is too short or too long, or there is no such latent or layer.
@@ -171,6 +173,7 @@ def show_prompt(
     print(f"{folder}: {len(view.latents):,} latents on {len(view.tokens)} tokens; the strongest:\n")
     print("\n".join(table(("latent", "layers", "summed", "largest", "on"), _strongest(view, layers))))
     if turned is not None and steered is not None:
+        _write_steering(steered, turned, subject, folder)
         print(f"\nNext token, {turned.factor:+g} of latent {turned.latent} after block {turned.layer}:\n")
         print("\n".join(table(("token", "logit", "steered", "change"), _changes(steered, subject))))
 
@@ -190,6 +193,23 @@ def _strongest(view: PromptView, layers: Sequence[int]) -> Iterator[Sequence[str
         at = ", ".join(str(layers[place]) for place in np.flatnonzero(h.any(1)).tolist())
         token = view.tokens[int(h.max(0).argmax())]
         yield (str(view.latents[row]), at, f"{summed[row]:.3f}", f"{h.max():.3f}", _written(token))
+
+
+def _write_steering(found: Steering, turned: Turned, subject: Subject, folder: Path) -> None:
+    """The tokens whose logits change most, as a figure and as a table: files of their own for each latent turned up."""
+    stem = f"steered-{turned.latent}-at{turned.layer}-{turned.factor:+g}"
+    most = found.most_changed(LISTED)
+    texts = [subject.tokenizer.decode([token]) for token in most.tolist()]
+    title = f"{turned.factor:+g} of latent {turned.latent} after block {turned.layer}, at the last token"
+    drawn = most[:DRAWN]
+    figure = steering_figure(found.own[drawn], found.steered[drawn], texts[:DRAWN], title)
+    save_svg(figure, folder / f"{stem}.svg")
+    with (folder / f"{stem}.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("token_id", "token", "logit", "steered", "change"))
+        for token, text in zip(most.tolist(), texts, strict=True):
+            own, steered = found.own[token], found.steered[token]
+            writer.writerow((token, text, f"{own:.6g}", f"{steered:.6g}", f"{steered - own:.6g}"))
 
 
 def _changes(found: Steering, subject: Subject) -> Iterator[Sequence[str]]:

@@ -19,13 +19,24 @@ NORMAL_QUANTILE = 1.959964
 AVERAGED = (
     *("layers_per_token", "layer_std", "layer_std_relative", "layer_std_within_token"),
     *("layer_entropy", "layer_entropy_relative", "bimodality"),
+    *("one_layer", "layers_per_context", "one_layer_contexts", "one_layer_tokens"),
 )
 VARIANCE_ROWS = {
     "total": "variance of the layer",
     "between_latents": "of it between latents",
     "drift": "of a latent's own: drift from token to token",
+    "within_context_share": "of a latent's own: within a prompt (a context)",
     "within_token_share": "of a latent's own: within a token",
 }
+
+SPREAD_ROWS = {
+    "layers_per_context": "layers on a prompt on which it fires",
+    "layers_per_token": "layers on a token on which it fires",
+    "one_layer": "latents with nine tenths of their activation at one layer",
+    "one_layer_contexts": "the same on a prompt: share of prompts",
+    "one_layer_tokens": "the same on a token: share of tokens",
+}
+METRIC_ROWS = {"fvu": "FVU", "ce_recovered": "CE recovered", "kl": "KL (nats a token)"}
 
 Json = dict[str, Any]
 
@@ -33,7 +44,7 @@ Json = dict[str, Any]
 def latent_means(columns: Columns) -> dict[str, Json]:
     """Mean over living latents of what is defined, with its 95 % interval over latents of this one dictionary."""
     living = np.asarray(columns["n_tokens"]) > 0
-    names = [*AVERAGED, *(name for name in columns if name.startswith(ACTIVE))]
+    names = [name for name in columns if name in AVERAGED or name.startswith(ACTIVE)]
     return {name: _mean(np.asarray(columns[name], np.float64)[living]) for name in names}
 
 
@@ -77,11 +88,13 @@ def defined(value: Any) -> Any:
 def summary_table(summary: Json) -> list[str]:
     """The lines of the Markdown table that the stage prints."""
     rows = [("latents that fire", f"{summary['n_living']:,} of {summary['n_latents']:,}", "")]
-    rows += [(text, shown(summary["variance"][name]), _beside(summary, name)) for name, text in VARIANCE_ROWS.items()]
-    latents, own = summary["latents"], summary["originals"]
+    latents, own, variance = summary["latents"], summary["originals"], summary["variance"]
+    # An analysis that was made before the levels of a prompt were known lacks them.
+    levels = [(name, text) for name, text in VARIANCE_ROWS.items() if name in variance]
+    rows += [(text, shown(variance[name]), _beside(summary, name)) for name, text in levels]
     for name in (n for n in latents if n.startswith(ACTIVE)):
         rows.append((f"active layers of {len(summary['layers'])}, {active_label(name)}", shown(latents[name]), ""))
-    rows.append(("layers on a token on which it fires", shown(latents["layers_per_token"]), ""))
+    rows += [(text, shown(latents[name]), "") for name, text in SPREAD_ROWS.items() if name in latents]
     rows.append(("layer entropy / log n_layers", shown(latents["layer_entropy_relative"]), ""))
     rows.append(("bimodality (Sarle)", shown(latents["bimodality"]), number(own["bimodality"])))
     rows.append(("mean max cosine", number(summary["mean_max_cosine"]), number(own["mean_max_cosine"])))
@@ -89,12 +102,12 @@ def summary_table(summary: Json) -> list[str]:
         rows.append((f"mean max cosine with {name}", number(entry), ""))
     cosines = summary["similarity"]["cosine"]
     rows.append(("cosine of neighbouring layers, centred", number(mean_defined(cosines)), ""))
-    rows.append(("FVU, mean over layers", number(mean_defined(summary["fvu"]["own"])), ""))
-    singles = summary["fvu"]["single"]
-    if singles:
-        rows.append(
-            (f"FVU of {len(singles)} single-layer dictionaries, each at its own", number(_own_mean(summary)), "")
-        )
+    for metric, text in METRIC_ROWS.items():
+        rows += [(f"{text}{where}, mean over layers", value, "") for where, value in _metric_cells(summary, metric)]
+    if "redundancy" in summary:
+        mean, chance = neighbouring(summary["redundancy"])
+        beside = f"{number(mean)} (by chance {number(chance)})"
+        rows.append(("largest cosine with a latent of the neighbouring single-layer dictionary", beside, ""))
     return table(["quantity", "value [95 %]", "original estimator"], rows)
 
 
@@ -105,9 +118,33 @@ def _beside(summary: Json, name: str) -> str:
     return number(1 - ratio) if name == "drift" and ratio is not None else ""
 
 
-def _own_mean(summary: Json) -> float | None:
-    """Mean over the layers that have a single-layer dictionary of its FVU there."""
-    return mean_defined([own_and_elsewhere(e, summary["layers"])[0] for e in summary["fvu"]["single"].values()])
+def _metric_cells(summary: Json, metric: str) -> list[tuple[str, str]]:
+    """A metric of the dictionary, and of the single-layer ones at home and elsewhere; nothing where none was taken."""
+    if metric not in summary:
+        return []
+    own, home, elsewhere = metric_means(summary, metric)
+    n = len(summary[metric]["single"])
+    cells = [("", number(own))]
+    if n:
+        cells.append((f" of {n} single-layer dictionaries, each at its own", number(home)))
+        cells.append((" of the same at the other layers", number(elsewhere)))
+    return cells
+
+
+def metric_means(summary: Mapping[str, Any], metric: str) -> tuple[float | None, float | None, float | None]:
+    """Means over layers of a metric: of the dictionary itself, of single-layer ones at their own, and elsewhere."""
+    entry = summary[metric]
+    single = [own_and_elsewhere(one, summary["layers"]) for one in entry["single"].values()]
+    home = mean_defined([value for value, _ in single])
+    return mean_defined(entry["own"]), home, mean_defined([value for _, others in single for value in others])
+
+
+def neighbouring(redundancy: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Mean largest cosine with a latent of the next or the last single-layer dictionary, and that of chance."""
+    n = len(redundancy["dictionaries"])
+    pairs = [(a, b) for a in range(n) for b in (a - 1, a + 1) if 0 <= b < n]
+    mean, chance = (mean_defined([redundancy[name][a][b] for a, b in pairs]) for name in ("mean", "chance"))
+    return mean, chance
 
 
 def own_and_elsewhere(entry: Json, layers: Sequence[int]) -> tuple[float | None, list[float | None]]:

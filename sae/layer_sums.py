@@ -22,12 +22,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Runs:
-    """Some of the entries, token by token: a run is one latent on one token, at one layer or at several."""
+    """Some of the entries: a run is one latent on one token, or on one group of tokens, at one layer or at several."""
 
     latent: Ints
     """[run]"""
     token: Ints
-    """[run]"""
+    """The first one of each run, [run]."""
     start: Ints
     """Place of each run's first entry here, [run]."""
     layer: Ints
@@ -60,36 +60,48 @@ class Runs:
         return self.sums(self.activation * distance**2)
 
 
-def runs_of(entries: LayeredEntries, first: int, last: int, size: int = PIECE_ENTRIES) -> Iterator[Runs]:
-    """The entries of the latents from `first` to before `last`, in pieces that cut no run."""
+def runs_of(
+    entries: LayeredEntries, first: int, last: int, size: int = PIECE_ENTRIES, groups: Ints | None = None
+) -> Iterator[Runs]:
+    """The entries of the latents from `first` to before `last`, in pieces that cut no run.
+
+    Args:
+        entries: those of the cache.
+        first: latent.
+        last: latent.
+        size: entries of a piece; one run may be longer.
+        groups: the group of each token [token], ascending, such as its context; by default each is one of its own.
+    """
     offsets = np.asarray(entries.offsets, np.int64)
     begin, end = int(offsets[first]), int(offsets[last])
     while begin < end:
         stop = min(begin + size, end)
-        while begin < stop < end and _same_run(entries, offsets, stop):
+        while begin < stop < end and _same_run(entries, offsets, stop, groups):
             stop -= 1
         if stop == begin:  # one run is longer than a piece
             stop = begin + 1
-            while stop < end and _same_run(entries, offsets, stop):
+            while stop < end and _same_run(entries, offsets, stop, groups):
                 stop += 1
-        yield _runs(entries, offsets, begin, stop)
+        yield _runs(entries, offsets, begin, stop, groups)
         begin = stop
 
 
-def _same_run(entries: LayeredEntries, offsets: Ints, place: int) -> bool:
+def _same_run(entries: LayeredEntries, offsets: Ints, place: int, groups: Ints | None) -> bool:
     """Whether an entry goes on with the run of the one before it."""
-    if entries.token_index[place] != entries.token_index[place - 1]:
+    here, before = entries.token_index[place], entries.token_index[place - 1]
+    if here != before and (groups is None or groups[here] != groups[before]):
         return False
     return bool(offsets[np.searchsorted(offsets, place, side="right") - 1] != place)
 
 
-def _runs(entries: LayeredEntries, offsets: Ints, begin: int, stop: int) -> Runs:
+def _runs(entries: LayeredEntries, offsets: Ints, begin: int, stop: int, groups: Ints | None) -> Runs:
     first = int(np.searchsorted(offsets, begin, side="right")) - 1
     last = int(np.searchsorted(offsets, stop, side="left"))
     latent = np.repeat(np.arange(first, last), np.diff(offsets[first : last + 1].clip(begin, stop)))
     token = entries.token_index[begin:stop].astype(np.int64)
     fresh = np.ones(len(token), bool)
-    fresh[1:] = (token[1:] != token[:-1]) | (latent[1:] != latent[:-1])
+    group = token if groups is None else groups[token]
+    fresh[1:] = (group[1:] != group[:-1]) | (latent[1:] != latent[:-1])
     start = np.flatnonzero(fresh)
     layer, activation = entries.layer[begin:stop].astype(np.int64), entries.activation[begin:stop].astype(np.float64)
     return Runs(latent[start], token[start], start, layer, activation)
@@ -153,6 +165,12 @@ def layer_sums(entries: LayeredEntries, size: int = PIECE_ENTRIES) -> LayerSums:
     shape = (n, n_layers)
     grids = totals.reshape(shape), counts.reshape(shape), tokens, shares.reshape(shape)
     return LayerSums(entries.layers, *grids, squares, variances)
+
+
+def token_contexts(cache: LatentCache) -> Ints:
+    """The context of each cached token, [token]."""
+    ends = np.asarray(cache.context_offsets, np.int64)
+    return np.repeat(np.arange(len(ends) - 1), ends[1:] - ends[:-1])
 
 
 def token_documents(cache: LatentCache) -> Ints:

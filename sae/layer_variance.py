@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sae.layer_groups import GroupSums
 from sae.layer_sums import Ints, LayerSums, centred_places, runs_of
 from sae.layered import LayeredEntries
 
@@ -21,8 +22,8 @@ LATENT_ROWS = 1024
 ROUNDING = 1e-12
 """A part below this share of the total is rounding."""
 QUANTILES = (0.025, 0.975)
-PARTS = ("total", "within_latent", "within_token")
-RATIOS = ("between_latents", "drift", "within_token_share")
+PARTS = ("total", "within_latent", "within_context", "within_token")
+RATIOS = ("between_latents", "drift", "within_context_share", "within_token_share")
 
 Floats = npt.NDArray[np.floating]
 
@@ -31,7 +32,8 @@ Floats = npt.NDArray[np.floating]
 class LayerVariance:
     """Variances of the layer L under P(layer, token, latent), proportional to activation; in squared layers.
 
-    By the law of total variance 0 <= within_token <= within_latent <= total. All are nan where nothing is active.
+    By the law of total variance 0 <= within_token <= within_context <= within_latent <= total. All are nan where
+    nothing is active.
     """
 
     total: float
@@ -40,6 +42,8 @@ class LayerVariance:
     """E Var(L | latent)."""
     within_token: float
     """E Var(L | latent, token)."""
+    within_context: float = float("nan")
+    """E Var(L | latent, context): a context stands for a prompt. nan where contexts were not told apart."""
 
     @property
     def between_latents(self) -> float:
@@ -50,6 +54,11 @@ class LayerVariance:
     def drift(self) -> float:
         """Share of a latent's own variance that lies between tokens: its layers change from token to token."""
         return _ratio(self.within_latent - self.within_token, self.within_latent)
+
+    @property
+    def within_context_share(self) -> float:
+        """Share of a latent's own variance that is there within a single context."""
+        return _ratio(self.within_context, self.within_latent)
 
     @property
     def within_token_share(self) -> float:
@@ -84,14 +93,16 @@ def layer_variance(activations: Floats, layers: npt.ArrayLike | None = None) -> 
     return LayerVariance(*(_mean_variance(place, h.sum(over)) / mass for over in ((1, 2), (1,), ())))
 
 
-def entry_variance(sums: LayerSums) -> LayerVariance:
-    """The same decomposition from what a walk over sparse entries has added up."""
+def entry_variance(sums: LayerSums, contexts: GroupSums | None = None) -> LayerVariance:
+    """The same decomposition from what walks over sparse entries have added up, by token and by context."""
     mass, place = float(sums.totals.sum()), centred_places(sums.layers)
     if not mass:
         return LayerVariance(float("nan"), float("nan"), float("nan"))
     place = place - (place @ sums.totals.sum(0)) / mass
     total = _mean_variance(place, sums.totals.sum(0)) / mass
-    return _cleaned(total, _mean_variance(place, sums.totals.T) / mass, float(sums.squares.sum()) / mass)
+    squares = [sums.squares] if contexts is None else [sums.squares, contexts.squares]
+    within = [float(each.sum()) / mass for each in squares]
+    return _cleaned(total, _mean_variance(place, sums.totals.T) / mass, *within)
 
 
 def _cleaned(total: float, *parts: float) -> LayerVariance:
@@ -110,7 +121,11 @@ class Interval:
 
 
 def variance_replicates(
-    entries: LayeredEntries, documents: Ints, n_resamples: int, rng: np.random.Generator
+    entries: LayeredEntries,
+    documents: Ints,
+    n_resamples: int,
+    rng: np.random.Generator,
+    contexts: Ints | None = None,
 ) -> list[LayerVariance]:
     """The decomposition for documents drawn with replacement.
 
@@ -122,6 +137,7 @@ def variance_replicates(
         documents: the document of each token of the cache, [token], counted from zero.
         n_resamples: how many draws.
         rng: draws the documents.
+        contexts: the context of each token [token], ascending, each within one document; None leaves that level out.
 
     Returns:
         One a draw in which something fires; none where there is a single document.
@@ -132,7 +148,7 @@ def variance_replicates(
     # [group, resample]
     draws = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_resamples).T.astype(np.float64)
     place = centred_places(entries.layers)
-    moments, explained = np.zeros((4, n_groups)), np.zeros(n_resamples)
+    moments, explained = np.zeros((4 if contexts is None else 5, n_groups)), np.zeros(n_resamples)
     for first in range(0, entries.n_latents, LATENT_ROWS):
         last = min(first + LATENT_ROWS, entries.n_latents)
         mass, moment = np.zeros((2, (last - first) * n_groups))
@@ -144,15 +160,17 @@ def variance_replicates(
             moment += np.bincount(cell, w * mean, len(moment))
             for row, values in enumerate((w, w * mean, w * mean**2 + within, within)):
                 moments[row] += np.bincount(at, values, n_groups)
+        for runs in () if contexts is None else runs_of(entries, first, last, groups=contexts):
+            moments[4] += np.bincount(group[documents[runs.token]], runs.squares(place), n_groups)
         weights = mass.reshape(-1, n_groups) @ draws
         firsts = moment.reshape(-1, n_groups) @ draws
         explained += np.divide(firsts**2, weights, out=np.zeros_like(weights), where=weights > 0).sum(0)
     # Of a draw in which nothing fires there is no variance.
     fires = (moments[0] @ draws) > 0
-    mass, moment, second, within = moments @ draws[:, fires]
-    explained = explained[fires]
-    found = zip((second - moment**2 / mass) / mass, (second - explained) / mass, within / mass, strict=True)
-    return [_cleaned(*parts) for parts in found]
+    drawn = moments @ draws[:, fires]
+    total, second = drawn[:2], drawn[2]
+    levels = (second - total[1] ** 2 / total[0], second - explained[fires], *drawn[3:])
+    return [_cleaned(*parts) for parts in zip(*(level / total[0] for level in levels), strict=True)]
 
 
 def _groups(documents: Ints, rng: np.random.Generator) -> tuple[Ints, int]:

@@ -91,7 +91,7 @@ class LayersConfig:
     prompt: str | None = None
     """Show which latents fire on this text, at which layers, instead of analysing."""
     steer: int | None = None
-    """With --prompt: turn this latent up at the last token and print the next-token logits that change most."""
+    """With --prompt: turn this latent up at the last token and show the next-token logits that change most."""
     at_layer: int | None = None
     """With --steer: the layer after which it is turned up."""
     factor: float | None = None

@@ -92,6 +92,7 @@ def histograms(mean_layer: Floats, active_layers: Mapping[str, Floats], layers: 
         heights = np.bincount(np.asarray(values, np.int64), minlength=len(numbers))
         right.bar(numbers - 0.4 + (place + 0.5) * width, heights, width, label=name)
     right.set_xlabel("active layers")
+    right.set_ylabel("living latents")
     right.legend(fontsize=7)
     return figure
 
@@ -141,6 +142,7 @@ def similarity_figure(layers: Sequence[int], columns: Mapping[str, Floats]) -> F
     for name, colour in (("norm", "0.6"), ("norm_centred", None)):
         right.plot(layers, columns[name], marker="o", markersize=3, color=colour, label=name.replace("_", " "))
     right.set_xlabel("layer")
+    right.set_xticks(list(layers))
     right.set_ylabel("mean L2 norm")
     right.set_ylim(bottom=0)
     right.legend(fontsize=7)
@@ -162,8 +164,11 @@ def prompt_figure(activations: Floats, latents: Sequence[int], tokens: Sequence[
     halves: Any = figure.subfigures(1, 2, width_ratios=[2.5 + 0.35 * len(layers), 2 * wide])
     left, right = halves
     axes = left.subplots()
-    _image(left, axes, activations.sum(2), layers, "activation, summed over the prompt")
+    by_layer = activations.sum(2)
+    # Shares: a few strong latents would leave the others dark.
+    _image(left, axes, by_layer / by_layer.sum(1, keepdims=True), layers, "share of the latent's activation")
     axes.set_ylabel(f"{len(latents)} latents by mean layer on the prompt")
+    right.supylabel("layer", fontsize=8)
     panels: Any = right.subplots((PROMPT_LATENTS + 1) // 2, 2, squeeze=False, sharex=True)
     for place, panel in enumerate(panels.flat):
         if place >= len(strongest):
@@ -178,6 +183,31 @@ def prompt_figure(activations: Floats, latents: Sequence[int], tokens: Sequence[
         for label in panel.get_xticklabels():
             # A dollar sign would begin a formula.
             label.set_parse_math(False)
+    return figure
+
+
+def steering_figure(own: Floats, steered: Floats, tokens: Sequence[str], title: str) -> Figure:
+    """Next-token logits without and with a latent turned up: a row a token, the first one on top.
+
+    Args:
+        own: logits as they are [token].
+        steered: with the latent turned up [token].
+        tokens: as text.
+        title: what was turned up, and where.
+    """
+    figure = Figure(figsize=(6.0, 1.3 + 0.2 * len(tokens)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(tokens))
+    axes.hlines(rows, own, steered, color="0.75", zorder=1)
+    axes.scatter(own, rows, s=16, color="0.4", label="as it is")
+    axes.scatter(steered, rows, s=16, color="tab:red", label="steered")
+    axes.set_yticks(rows, [shown_token(token) for token in tokens], fontsize=7)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.invert_yaxis()
+    axes.set_xlabel("logit of the next token")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7)
     return figure
 
 

@@ -100,6 +100,8 @@ class SpliceMetrics:
     """(L_sae - L) / (L_zero - L), what Heap et al., arXiv 2501.17727, put in words: 1 - ce_recovered."""
     kl: float
     """Mean KL(subject || spliced)."""
+    kl_reversed: float
+    """Mean KL(spliced || subject): what the code of Lawson et al. takes, there summed over the positions of a batch."""
     n_tokens: int
 
 
@@ -114,27 +116,27 @@ class SpliceCounter:
 
         Args:
             contexts: which context of this batch each position is in, int64 [position].
-            losses: [4, position]: cross entropy as it is, with zeros, with the reconstruction; KL.
+            losses: [5, position]: cross entropy as it is, with zeros, with the reconstruction; KL, and reversed.
         """
         if not len(contexts):
             return
         one = torch.ones_like(losses[:1], dtype=torch.float64)
         rows = torch.cat([one, losses.double()]).cpu()
-        sums = torch.zeros(5, int(contexts.max()) + 1, dtype=torch.float64).index_add_(1, contexts.cpu(), rows)
+        sums = torch.zeros(6, int(contexts.max()) + 1, dtype=torch.float64).index_add_(1, contexts.cpu(), rows)
         self._sums.append(sums[:, sums[0] > 0])
 
     def result(self) -> SpliceMetrics:
         """The metrics."""
         if not self._sums:
             undefined = math.nan
-            return SpliceMetrics(undefined, undefined, undefined, undefined, undefined, undefined, 0)
+            return SpliceMetrics(undefined, undefined, undefined, undefined, undefined, undefined, undefined, 0)
         sums = torch.cat(self._sums, dim=1)
         n = float(sums[0].sum())
-        own, zero, spliced, kl = (sums[1:].sum(1) / n).tolist()
+        own, zero, spliced, kl, back = (sums[1:].sum(1) / n).tolist()
         harm = zero - own
         if not _clear(sums[2] - sums[1], sums[0]):
-            return SpliceMetrics(own, zero, spliced, math.nan, math.nan, kl, int(n))
-        return SpliceMetrics(own, zero, spliced, (zero - spliced) / harm, (spliced - own) / harm, kl, int(n))
+            return SpliceMetrics(own, zero, spliced, math.nan, math.nan, kl, back, int(n))
+        return SpliceMetrics(own, zero, spliced, (zero - spliced) / harm, (spliced - own) / harm, kl, back, int(n))
 
 
 def _clear(differences: Tensor, sizes: Tensor) -> bool:

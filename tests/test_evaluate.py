@@ -134,21 +134,21 @@ def test_divergence_is_weighted_by_the_first_of_the_two() -> None:
 
 def _counted(own: list[float], zero: list[float], spliced: list[float], rows: list[int]) -> SpliceCounter:
     counter = SpliceCounter()
-    counter.update(torch.tensor(rows), torch.tensor([own, zero, spliced, [0.1] * len(rows)]))
+    counter.update(torch.tensor(rows), torch.tensor([own, zero, spliced, [0.1] * len(rows), [0.2] * len(rows)]))
     return counter
 
 
 def test_recovered_loss_is_one_for_the_subjects_own_and_zero_for_that_of_zeros() -> None:
     counter = _counted([1.0, 1.2, 1.1, 0.9], [3.0, 3.2, 3.0, 2.8], [1.5, 1.7, 1.4, 1.6], [0, 0, 1, 3])
-    counter.update(torch.tensor([0]), torch.tensor([[1.0], [3.0], [1.5], [0.6]]))
-    counter.update(torch.zeros(0, dtype=torch.int64), torch.zeros(4, 0))
+    counter.update(torch.tensor([0]), torch.tensor([[1.0], [3.0], [1.5], [0.6], [1.2]]))
+    counter.update(torch.zeros(0, dtype=torch.int64), torch.zeros(5, 0))
     result = counter.result()
     means = (5.2 / 5, 15 / 5, 7.7 / 5)
     assert (result.ce_loss, result.ce_loss_zero, result.ce_loss_spliced) == pytest.approx(means)
     # By tokens, not by contexts.
     assert result.ce_recovered == pytest.approx((15 - 7.7) / (15 - 5.2))
     assert result.ce_share_lost == pytest.approx((7.7 - 5.2) / (15 - 5.2)) == pytest.approx(1 - result.ce_recovered)
-    assert (result.kl, result.n_tokens) == (pytest.approx(1.0 / 5), 5)
+    assert (result.kl, result.kl_reversed, result.n_tokens) == (pytest.approx(1.0 / 5), pytest.approx(2.0 / 5), 5)
 
 
 @pytest.mark.parametrize("harm", [0.0, -1.0, 0.2, 1e-8])
@@ -207,7 +207,7 @@ def test_a_dictionary_that_gives_zeros_recovers_nothing(subject: Subject, held_o
 def test_losses_are_those_of_each_context_alone_without_padding(subject: Subject, held_out: ContextStore) -> None:
     model, place = _noisy(32), Hookpoint(1, "mlp")
     (result,) = evaluate(subject, held_out, [_placed(subject, held_out, place, model)])
-    losses: dict[str, list[Tensor]] = {"ce_loss": [], "ce_loss_spliced": [], "kl": []}
+    losses: dict[str, list[Tensor]] = {"ce_loss": [], "ce_loss_spliced": [], "kl": [], "kl_reversed": []}
     for number in range(held_out.n_contexts):
         ids = torch.from_numpy(held_out.batch(np.array([number])).ids)
 
@@ -221,9 +221,10 @@ def test_losses_are_those_of_each_context_alone_without_padding(subject: Subject
         for name, logits in (("ce_loss", own), ("ce_loss_spliced", spliced)):
             losses[name].append(-logits[1:-1].gather(1, ids[0, 2:, None])[:, 0])
         losses["kl"].append((own.exp() * (own - spliced)).sum(-1)[1:-1])
+        losses["kl_reversed"].append((spliced.exp() * (spliced - own)).sum(-1)[1:-1])
     for name, parts in losses.items():
         assert result[name] == pytest.approx(float(torch.cat(parts).mean()), rel=1e-4), name
-    assert result["kl"] > 0.01
+    assert result["kl"] > 0.01 and result["kl_reversed"] != pytest.approx(result["kl"], rel=1e-3)
 
 
 def test_dictionaries_measured_together_get_what_each_gets_alone(subject: Subject, held_out: ContextStore) -> None:

@@ -22,6 +22,7 @@ TORCH_FREE = {
     "sae.latents",
     "sae.locks",
     "sae.mapped",
+    "sae.layer_groups",
     "sae.layer_originals",
     "sae.layer_profiles",
     "sae.layer_summary",

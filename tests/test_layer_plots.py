@@ -20,6 +20,7 @@ from sae.plots import (
     save_svg,
     shown_token,
     similarity_figure,
+    steering_figure,
 )
 
 RNG = np.random.default_rng(0)
@@ -75,12 +76,27 @@ def test_the_prompt_view_names_the_strongest_latents_and_every_token() -> None:
     tokens = ["When", " Mary", " $5$", " $", "\x00\n<&"]
     figure = prompt_figure(activations, list(range(100, 130)), tokens, range(4))
     assert figure.subfigs[1].axes[0].get_title().startswith("latent 117, most 5.")
+    (image,) = figure.subfigs[0].axes[0].images
+    by_layer = activations.sum(2)
+    assert np.allclose(image.get_array(), by_layer / by_layer.sum(1, keepdims=True))
     text = _svg(figure).decode()
     xml.etree.ElementTree.fromstring(text)
     # A formula's source would still stand in a comment.
     text = re.sub("<!--.*?-->", "", text, flags=re.DOTALL)
     for token in tokens:
         assert shown_token(token).replace("&", "&amp;").replace("<", "&lt;") in text
+
+
+def test_steered_logits_stand_beside_the_subjects_own_in_the_order_given() -> None:
+    own, steered = np.array([1.0, 2.0, 3.0]), np.array([5.0, 1.0, 3.5])
+    figure = steering_figure(own, steered, [" a", "$b$", "\n"], "+3 of latent 7")
+    (axes,) = figure.axes
+    points = {c.get_label(): np.asarray(c.get_offsets()) for c in axes.collections if c.get_label()[0] != "_"}
+    assert points["as it is"].tolist() == [[1, 0], [2, 1], [3, 2]]
+    assert points["steered"].tolist() == [[5, 0], [1, 1], [3.5, 2]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["·a", "$b$", "·"]
+    assert axes.yaxis_inverted() and axes.get_title() == "+3 of latent 7"
+    xml.etree.ElementTree.fromstring(_svg(figure))
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
@@ -107,6 +123,7 @@ def test_every_figure_gives_the_same_bytes_twice() -> None:
         lambda: cosine_map(counts * 0, *edges, np.full(8, math.nan)),
         lambda: similarity_figure(range(6), columns),
         lambda: prompt_figure(activations, range(5), list("abc"), range(6)),
+        lambda: steering_figure(np.arange(3.0), np.ones(3), list("abc"), "x"),
     ):
         once = _svg(make())
         assert once == _svg(make()) and b"dc:date" not in once

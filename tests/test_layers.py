@@ -72,6 +72,10 @@ def test_the_decomposition_is_that_of_the_cached_activations(trained: Path, anal
     assert found["between_latents"]["value"] == pytest.approx(expected.between_latents)
     assert found["drift"]["value"] == pytest.approx(expected.drift)
     assert found["drift"]["low"] < found["drift"]["high"] and found["drift"]["value"] < 1
+    starts = np.asarray(LatentCache.open(folder).context_offsets[:-1], np.int64)
+    by_context = layer_variance(np.add.reduceat(dense, starts, axis=1))
+    assert found["within_context"]["value"] == pytest.approx(by_context.within_token)
+    assert found["within_token"]["value"] < found["within_context"]["value"] < found["within_latent"]["value"]
 
 
 def test_there_is_a_row_a_latent_and_a_row_a_layer(trained: Path, analysed: Path) -> None:
@@ -158,6 +162,12 @@ def test_a_prompt_is_shown_and_a_latent_turned_up(
     main([*asked, "--out", str(tmp_path / "view"), "--steer", "5", "--at-layer", "1", "--factor", "50"])
     printed = capsys.readouterr().out
     assert "Next token, +50 of latent 5 after block 1:" in printed and printed.count("\n| ") == 2 * 2 + 20
+    changes = pd.read_csv(tmp_path / "view" / "steered-5-at1-+50.csv", keep_default_na=False)
+    assert len(changes) == 200 and changes["change"].abs().is_monotonic_decreasing
+    assert np.allclose(changes["steered"] - changes["logit"], changes["change"], atol=1e-3)
+    shown = next(line for line in printed.splitlines()[::-1] if line.startswith("| "))
+    assert f"{changes['change'][9]:+.3f}" in shown
+    assert "+50 of latent 5 after block 1" in (tmp_path / "view" / "steered-5-at1-+50.svg").read_text()
     firings = pd.read_csv(tmp_path / "view" / "prompt.csv")
     assert set(firings["layer"]) == set(LAYERS) and firings["position"].min() == 1
     # No more than k a token and layer.

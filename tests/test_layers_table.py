@@ -28,9 +28,16 @@ def test_there_is_a_row_a_run_with_intervals_and_the_original_beside(
     main([*map(str, runs), "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     lines = printed.splitlines()
-    assert len(lines) == 4 + 1 and "| pythia | 12,345 | rerandomised | 4 | 90 |" in lines[3]
+    assert len(lines) == 3 * (4 + 1) and "| pythia | 12,345 | rerandomised | 4 | 90 |" in lines[3]
     assert "| 0.700 [0.670, 0.730] | 0.300 [0.280, 0.320] | 0.700 [0.680, 0.720] | 2.500 [2.400, 2.600] |" in lines[3]
     assert lines[2].endswith("| 0.800 | 0.250 | 0.150 | 0.700 | 0.021 |")
+    where, directions = lines[7], lines[12]
+    assert where.startswith("| pythia | trained | 0.100 [0.090, 0.110] | 0.250 [0.240, 0.260] | 0.350 [0.340, 0.360] |")
+    assert where.endswith("| 2.000 [1.900, 2.100] | 0.950 [0.930, 0.970] | 0.900 [0.880, 0.920] |")
+    # No losses of zero ablation; a mean of what is defined, one single-layer dictionary's own and elsewhere.
+    assert directions == (
+        "| pythia | trained | – | – | – | 0.700 | 0.300 | 2.000 | 0.500 | 0.500 | 0.200 | 0.330 | 0.220 |"
+    )
     assert (tmp_path / "out" / "layers.md").read_text() + "\n" == printed
     table = pd.read_csv(tmp_path / "out" / "layers.csv")
     assert table["drift"].tolist() == pytest.approx([0.1, 0.3])
@@ -58,7 +65,7 @@ def test_a_run_without_single_layer_dictionaries_has_dashes(tmp_path: Path, caps
 
 @pytest.mark.parametrize(
     ("found", "message"),
-    [({}, "lacks 'fvu'"), ([], "no object"), ({**summary(), "similarity": {}}, "lacks 'cosine'")],
+    [({}, "lacks 'latents'"), ([], "no object"), ({**summary(), "similarity": {}}, "lacks 'cosine'")],
 )
 def test_a_damaged_summary_is_named(tmp_path: Path, found: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -150,7 +150,8 @@ def test_losses_and_divergence_with_a_dictionary_are_those_of_saelens(neox_folde
         # SAELens puts zeros at the first positions too; after the last block no other position sees that.
         torch.testing.assert_close(losses[1], theirs["ce_loss_with_ablation"], rtol=1e-4, atol=1e-4)
         counter = SpliceCounter()
-        counter.update(torch.arange(8).repeat_interleave(9), torch.stack([*losses, divergences(own, spliced)]))
+        both = divergences(own, spliced), divergences(spliced, own)
+        counter.update(torch.arange(8).repeat_interleave(9), torch.stack([*losses, *both]))
         means = {key: float(value.mean()) for key, value in theirs.items()}
         gap = means["ce_loss_with_ablation"] - means["ce_loss_without_sae"]
         expected = (means["ce_loss_with_ablation"] - means["ce_loss_with_sae"]) / gap
