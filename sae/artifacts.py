@@ -16,7 +16,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     return pieces
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """What an artifact is made of; written last, so its existence means that the artifact is complete."""
 
@@ -129,6 +128,14 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def parsed(text: str) -> Any:
+    """What a JSON text says; raises `ValueError` also for half a surrogate pair, which nothing could write again."""
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def read_json(path: Path, mend: str) -> Any:
     """Read JSON; `mend` ends the message when the file is damaged.
 
@@ -136,7 +143,7 @@ def read_json(path: Path, mend: str) -> Any:
         InputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {mend}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -178,7 +185,7 @@ def _fingerprint(folder: Path, kind: str, config: dict[str, Any], parents: dict[
     return digest([kind, SCHEMA, config, parents, contents])
 
 
-@dataclass
+@dataclasses.dataclass
 class ArtifactWriter:
     """An artifact under construction in `<folder>.partial`."""
 

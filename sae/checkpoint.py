@@ -87,7 +87,8 @@ def load_dictionary(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     try:
         architecture = Architecture.from_dict(facts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        found = f"{folder / 'config.json'} does not describe a dictionary of this project ({error})"
+        reason = " ".join(str(error).split())[:200]
+        found = f"{folder / 'config.json'} does not describe a dictionary of this project ({reason})"
         raise InputError(f"{found}; {mend}") from None
     try:
         stored = load_file(folder / "weights.safetensors")

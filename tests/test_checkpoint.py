@@ -24,8 +24,10 @@ from sae.model import SparseAutoencoder
         ('"skip": false', '"skip": 0', "skip must be true or false, got 0"),
         ('"d_in": 8', '"d_in": ' + "9" * 5000, "config.json is damaged"),
         ('"groups": []', '"groups": ' + "[" * 100_000, "config.json is damaged"),
+        ('"groups": []', '"groups": "' + "9" * 5000 + '"', r"does not describe .*got \('9', '9'"),
+        ('"skip": false', r'"skip": false, "seed": "\ud800"', "config.json is damaged .*surrogates"),
     ],
-    ids=["k", "n_latents", "flag", "skip", "digits", "brackets"],
+    ids=["k", "n_latents", "flag", "skip", "digits", "brackets", "long", "surrogate"],
 )
 def test_a_config_that_lies_is_one_line_and_nothing_is_allocated_for_it(
     old: str, new: str, message: str, tmp_path: Path
@@ -37,7 +39,7 @@ def test_a_config_that_lies_is_one_line_and_nothing_is_allocated_for_it(
     config.write_text(text.replace(old, new))
     with pytest.raises(InputError, match=message) as caught:
         load_dictionary(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae.architecture import Architecture
+from sae.artifacts import parsed
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 from sae.model import SparseAutoencoder
@@ -106,7 +106,7 @@ def read_config(path: Path) -> Config:
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             raise fault(path, "is too large to be a config")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise fault(path, "is missing") from None
     except (OSError, ValueError, RecursionError) as error:
