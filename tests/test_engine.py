@@ -172,7 +172,7 @@ def test_stopping_while_the_engine_starts_ends_the_thread() -> None:
 PARENT = """
 import asyncio, multiprocessing, time
 from autointerp.clients.engine import EngineThread
-from test_vllm_client import FakeEngine
+from test_engine import FakeEngine
 
 def start():
     child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
