@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer
-from planted import DICTIONARY, write_planted_run
+from planted import DICTIONARY
 
 from autointerp.artifacts import explanations_folder
 
@@ -52,11 +52,6 @@ def results(run: Path) -> dict[str, bytes]:
     files = [p for stage in ("explanations", "scores") for p in (run / stage).rglob("*") if p.is_file()]
     kept = [p for p in files if p.name != "manifest.json" and not p.name.endswith(".lock")]
     return {str(p.relative_to(run)): p.read_bytes() for p in kept}
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 @pytest.fixture(scope="module")
