@@ -46,16 +46,17 @@ def latent_metrics(y_true: Sequence[int], y_score: Sequence[float]) -> dict[str,
     new_tp, new_fp = np.diff(tp, prepend=0), np.diff(fp, prepend=0)
     said = int((score >= THRESHOLD).sum())
     hits = int(truth[score >= THRESHOLD].sum())
-    recall, false_alarms = hits / positive, (said - hits) / (n - positive)
+    misses, passed = positive - hits, n - positive - (said - hits)
     return {
         # Trapezoids: a pair of equal scores counts half.
         "auroc": float((new_fp * (2 * tp - new_tp)).sum() / (2 * positive * (n - positive))),
         "average_precision": float((new_tp * tp / (steps + 1)).sum() / positive),
-        "balanced_accuracy": (recall + 1 - false_alarms) / 2,
+        # One division, so that it is the AUROC of hard answers to the last digit.
+        "balanced_accuracy": (hits * (n - positive) + passed * positive) / (2 * positive * (n - positive)),
         "f1": 2 * hits / (said + positive),
         "precision": hits / said if said else None,
-        "recall": recall,
-        "iou": hits / (said + positive - hits),
+        "recall": hits / positive,
+        "iou": hits / (said + misses),
         "correlation": float(np.corrcoef(truth, score)[0, 1]) if np.ptp(score) else None,
     }
 

@@ -41,7 +41,7 @@ def test_hard_answers_have_an_auroc_equal_to_balanced_accuracy() -> None:
     for _ in range(20):
         truth, answers = rng.integers(2, size=30), rng.integers(2, size=30)
         found = latent_metrics(truth.tolist(), answers.astype(float).tolist())
-        assert found["auroc"] == pytest.approx(found["balanced_accuracy"])
+        assert found["auroc"] == found["balanced_accuracy"]
 
 
 @pytest.mark.parametrize(("y_true", "y_score"), [([], []), ([1, 1], [0.2, 0.9]), ([0], [0.3])])
