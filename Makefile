@@ -50,8 +50,8 @@ delphi: .venv-delphi/installed
 	$(DELPHI)/python -m pip install --quiet --constraint constraints.txt torch
 	$(DELPHI)/python -m pip install --quiet --constraint constraints.txt --editable .
 	$(DELPHI)/python -m pip install --quiet --no-deps eai-delphi==0.1.3 eai-sparsify==1.3.3
-	$(DELPHI)/python -m pip install --quiet --constraint constraints.txt asyncer beartype blobfile faiss-cpu httpx jaxtyping \
-		orjson "simple-parsing<0.2" tiktoken
+	$(DELPHI)/python -m pip install --quiet --constraint constraints.txt accelerate aiofiles asyncer beartype blobfile einops \
+		faiss-cpu httpx jaxtyping natsort orjson schedulefree "simple-parsing<0.2" tiktoken
 	touch $@
 
 # A real vLLM engine on a CPU, in process and as a server, with a tiny checkpoint that the tests make (docs/llm.md).

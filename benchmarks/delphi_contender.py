@@ -145,8 +145,11 @@ class _Hollow(types.ModuleType):
 def check() -> dict[str, Any]:
     """Import what is measured."""
     import delphi.clients
+    import delphi.explainers
     import delphi.latents
+    import delphi.pipeline
     import delphi.scorers
+    import delphi.sparse_coders.load_sparsify
 
     return {"version": delphi.__version__}
 
