@@ -122,7 +122,8 @@ def test_a_busy_server_gives_the_same_files(planted: Path, finished: tuple[Path,
 
 def test_two_processes_do_not_write_the_same_artifact(finished: tuple[Path, int, int], tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("scores")))
-    with ChatServer(delay=0.3) as server:
+    # The first must not be done before the second has been imported, which takes long on a busy machine.
+    with ChatServer(delay=2.0) as server:
         line = command("score", run, server.url)
         with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
             while not server.bodies:
