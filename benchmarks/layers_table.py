@@ -132,7 +132,7 @@ def row_of(summary: Mapping[str, Any], active: str) -> dict[str, Any]:
     """
     try:
         latents = summary["latents"]
-        if active not in latents:
+        if active not in latents or not active.startswith("active_layers_"):
             known = ", ".join(name for name in latents if name.startswith("active_layers_"))
             raise InputError(f"the analysis has no {active!r}; name one of {known} by --active")
         return {

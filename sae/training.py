@@ -195,6 +195,11 @@ def begin(
         mixed = twins(mixed, {place: laws[place] for place in plan.places}, source.seed, step)
     batches = (plan.pairs([source.parallel.batch(x) for x in rows]) for rows in mixed)
     first = next(batches)
+    for spec, pair in zip(plan.specs, first, strict=True):
+        if not finite(*pair):
+            # No learning rate would mend it, as the message of a training that has diverged says.
+            found = f"{source.subject.config.subject} gives vectors with numbers that are not finite where {spec.name} reads"
+            raise InputError(f"{found}; its weights are damaged, or ask for --dtype float32")
     trainers = {
         s.name: _trainer(source, s, pair, laws.get(s.hookpoints[0])) for s, pair in zip(plan.specs, first, strict=True)
     }

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Mapping
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_server import ChatServer
 
 from autointerp.clients import make_client
+from autointerp.clients.cached import CachedClient
 from autointerp.clients.openai_compatible import OpenAIClient, without_thoughts
 from autointerp.clients.scripted import ScriptedClient
 from autointerp.config import ClientConfig
 from autointerp.plugins import LLMClient
 from autointerp.records import Completion, Message, Request, Sampling, Usage
+from autointerp.store import ResponseStore
 from sae.errors import InputError
 
 SECRET = "sk-secret"
@@ -33,6 +39,40 @@ def answer(client: LLMClient, request: Request = QUESTION) -> Completion:
             await client.close()
 
     return asyncio.run(once())
+
+
+class RawServer:
+    """Sends the same status, headers and bytes to everyone, and counts."""
+
+    def __init__(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self.n = 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                outer.n += 1
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(content))} | dict(headers)).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> RawServer:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def client_of(server: ChatServer, retries: int = 0, timeout: float = 10.0) -> OpenAIClient:
@@ -191,3 +231,53 @@ def test_a_scripted_client_answers_by_list_or_function_and_remembers() -> None:
     with pytest.raises(IndexError):
         answer(by_list)
     assert answer(ScriptedClient(lambda request: request.task)).text == "score/detection"
+
+
+@pytest.mark.parametrize("asked", ["0", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_server_that_says_again_at_once_for_ever_is_given_up(asked: str) -> None:
+    with RawServer(429, b"{}", {"Retry-After": asked}) as server:
+        found = answer(OpenAIClient("m", server.url, SECRET, 3, 1.0))
+    assert found.finish_reason == "rate_limit" and server.n <= 6, server.n
+
+
+@pytest.mark.parametrize("count", [-5, 10**30, float("inf"), float("nan"), "many", None, [1], True])
+def test_a_count_of_tokens_that_is_none_costs_no_answer(count: object, tmp_path: Path) -> None:
+    class Odd(ChatServer):
+        def respond(self, body: dict[str, Any]) -> tuple[int, Any]:
+            status, sent = super().respond(body)
+            return status, sent | {"usage": {"prompt_tokens": count, "completion_tokens": 2}}
+
+    with Odd() as server:
+        found = answer(CachedClient(client_of(server), ResponseStore(tmp_path / "store.sqlite")))
+    assert found.error is None and found.text == "[1, 0]"
+    assert found.usage == Usage(int(count is True), 2)
+
+
+@pytest.mark.parametrize(
+    "place", [None, 3, {}, {"token": "[", "logprob": None}, {"token": None, "logprob": -1}, {"token": 5, "logprob": -1}]
+)
+def test_log_probabilities_that_are_none_cost_no_answer(place: object) -> None:
+    class Half(ChatServer):
+        def respond(self, body: dict[str, Any]) -> tuple[int, Any]:
+            status, sent = super().respond(body)
+            sent["choices"][0]["logprobs"] = {"content": [place]}
+            return status, sent
+
+    with Half() as server:
+        found = answer(client_of(server))
+    assert (found.error, found.text, found.token_logprobs) == (None, "[1, 0]", None)
+
+
+@pytest.mark.parametrize("tokens", [[SECRET], ["sk-", "secret"], ["1", "\n"]])
+def test_a_key_in_the_tokens_or_in_the_reason_is_not_kept(tokens: list[str]) -> None:
+    class Quoting(ChatServer):
+        def respond(self, body: dict[str, Any]) -> tuple[int, Any]:
+            status, sent = super().respond(body)
+            places = [{"token": t, "logprob": -1.0, "top_logprobs": [{"token": t, "logprob": -1.0}]} for t in tokens]
+            sent["choices"][0] |= {"logprobs": {"content": places}, "finish_reason": f"for {SECRET}"}
+            return status, sent
+
+    with Quoting() as server:
+        found = answer(client_of(server))
+    assert found.finish_reason == "for [key]" and SECRET not in str(found)
+    assert (found.token_logprobs is None) == ("sk-" in tokens[0])

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autointerp.clients.thoughts import encodable
-from autointerp.records import Completion, Request, Usage
+from autointerp.clients.usage import usage_of_answer
+from autointerp.records import Completion, Request
 
 PATH = "/completions"
 LOST = "\ufffd"
@@ -39,9 +40,7 @@ def echo_completion(model: str, prompts: Sequence[str], answer: Any) -> Completi
     if len(choices) != len(prompts):
         raise ValueError(f"{len(choices)} answers to {len(prompts)} prompts")
     echoed = tuple(_echo(choice["logprobs"], prompt) for choice, prompt in zip(choices, prompts, strict=True))
-    usage: Mapping[str, Any] = answer.get("usage") or {}
-    used = Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-    return Completion("", model, usage=used, echoed=echoed)
+    return Completion("", model, usage=usage_of_answer(answer.get("usage")), echoed=echoed)
 
 
 def _echo(logprobs: Mapping[str, Any], prompt: str) -> Echo:

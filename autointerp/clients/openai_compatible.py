@@ -17,10 +17,11 @@ from autointerp.clients.connections import http_client
 from autointerp.clients.echoing import PATH, echo_body, echo_completion, prompts_of
 from autointerp.clients.pacing import Pace, backoff, retry_after
 from autointerp.clients.thoughts import encodable, without_thoughts
+from autointerp.clients.usage import usage_of_answer
 from autointerp.config import ClientConfig
 from autointerp.plugins import Ability
 from autointerp.prompting import quoted
-from autointerp.records import Completion, Request, TokenLogprob, Usage
+from autointerp.records import Completion, Request, TokenLogprob
 from sae.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -124,6 +125,9 @@ class OpenAIClient:
                     self.pace.succeeded()
                     return outcome
                 pause = backoff(attempt, self._draw) if outcome.wait is None else outcome.wait
+                if attempt:
+                    # "Retry-After: 0" again and again would be asked for ever, without a pause.
+                    pause = max(pause, backoff(attempt - 1, self._draw))
                 if outcome.overloaded:
                     # What the server asks of one request it would ask of the others.
                     self.pace.rejected(sent_at, outcome.wait or 0.0 if pause <= patience else 0.0)
@@ -168,15 +172,15 @@ class OpenAIClient:
         Raises:
             AttributeError, IndexError, KeyError, TypeError, ValueError: it is no chat completion.
         """
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        choice = answer["choices"][0]
         message = choice["message"]
-        content = message.get("content")
+        content, reason = message.get("content"), choice.get("finish_reason")
         return Completion(
             text=self.without_key(without_thoughts(content if isinstance(content, str) else "")),
             model=self.model,
-            finish_reason="refusal" if message.get("refusal") else (choice.get("finish_reason") or "stop"),
-            usage=Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)),
-            token_logprobs=_logprobs(choice.get("logprobs")),
+            finish_reason="refusal" if message.get("refusal") else self.without_key(str(reason or "stop")),
+            usage=usage_of_answer(answer.get("usage")),
+            token_logprobs=self._logprobs(choice.get("logprobs")),
         )
 
     def no_completion(self, answer: Any) -> str:
@@ -186,6 +190,26 @@ class OpenAIClient:
     def without_key(self, text: str) -> str:
         """A server's words without the key, which some servers quote when they refuse it."""
         return text.replace(self._key, "[key]") if len(self._key) > 4 else text
+
+    def _logprobs(self, sent: Any) -> tuple[TokenLogprob, ...] | None:
+        """The log probabilities of the answer's tokens; None where the server sends none, or half of them.
+
+        The answer is paid for: without them it counts as one of a server that sends none. The key that a server quotes
+        in its answer would stand in the tokens too, and be stored with them.
+        """
+        try:
+            places = tuple(
+                TokenLogprob(
+                    encodable(place["token"]),
+                    float(place["logprob"]),
+                    tuple((encodable(one["token"]), float(one["logprob"])) for one in place.get("top_logprobs") or ()),
+                )
+                for place in sent["content"] or ()
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            return None
+        texts = ["".join(place.token for place in places), *(text for place in places for text, _ in place.top)]
+        return places if places and all(text == self.without_key(text) for text in texts) else None
 
     async def _send(self, body: dict[str, Any]) -> Completion | Failure:
         prompts = body.get("prompt")
@@ -232,17 +256,3 @@ class OpenAIClient:
             wait=retry_after(error.response.headers),
         )
 
-
-def _logprobs(sent: Any) -> tuple[TokenLogprob, ...] | None:
-    """The log probabilities of the answer's tokens; None where the server sends none."""
-    places = sent.get("content") if isinstance(sent, dict) else None
-    if not places:
-        return None
-    return tuple(
-        TokenLogprob(
-            encodable(place["token"]),
-            float(place["logprob"]),
-            tuple((encodable(one["token"]), float(one["logprob"])) for one in place.get("top_logprobs") or ()),
-        )
-        for place in places
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import random
 import time
 from collections import deque
@@ -92,14 +93,16 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     """Seconds that a server asks to wait, by `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date)."""
     try:
         if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        text = headers.get("retry-after", "")
-        if not text:
-            return None
-        try:
-            return max(0.0, float(text))
-        except ValueError:
-            date = email.utils.parsedate_to_datetime(text)
-            return max(0.0, date.timestamp() - (time.time() if now is None else now))
+            wait = float(headers["retry-after-ms"]) / 1000
+        else:
+            wait = _seconds(headers.get("retry-after", ""), time.time() if now is None else now)
     except (ValueError, TypeError, OverflowError):
         return None
+    return None if math.isnan(wait) else max(0.0, wait)
+
+
+def _seconds(text: str, now: float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return email.utils.parsedate_to_datetime(text).timestamp() - now
