@@ -84,7 +84,9 @@ class SpeedConfig:
         if self.device not in ("cpu", "cuda"):
             raise InputError(f"--device takes cpu or cuda, got {self.device!r}")
         if self.sizes and (least := min(int(size.split("x")[1]) for size in self.sizes)) < self.k:
-            raise InputError(f"--k {self.k} is out of range: the smallest of --sizes has {least} latents; ask for fewer")
+            raise InputError(
+                f"--k {self.k} is out of range: the smallest of --sizes has {least} latents; ask for fewer"
+            )
 
     def size(self, d_in: int, n_latents: int) -> dict[str, Any]:
         """What a contender is told."""

@@ -17,8 +17,10 @@ from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, stream, witho
 from sae.config import TrainConfig
 from sae.contexts import ContextStore
 from sae.distributed import ALONE, Parallel
+from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 from sae.layer_maps import LayerMaps, layer_scales
+from sae.losses import finite
 from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
 from sae.nulls import set_directions, twins
@@ -198,7 +200,7 @@ def begin(
     for spec, pair in zip(plan.specs, first, strict=True):
         if not finite(*pair):
             # No learning rate would mend it, as the message of a training that has diverged says.
-            found = f"{source.subject.config.subject} gives vectors with numbers that are not finite where {spec.name} reads"
+            found = f"{source.subject.config.subject} gives vectors that are not finite where {spec.name} reads"
             raise InputError(f"{found}; its weights are damaged, or ask for --dtype float32")
     trainers = {
         s.name: _trainer(source, s, pair, laws.get(s.hookpoints[0])) for s, pair in zip(plan.specs, first, strict=True)
