@@ -17,8 +17,10 @@ from sae.activations import SUBJECT_BATCH_TOKENS, ActivationBatch, stream, witho
 from sae.config import TrainConfig
 from sae.contexts import ContextStore
 from sae.distributed import ALONE, Parallel
+from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 from sae.layer_maps import LayerMaps, layer_scales
+from sae.losses import finite
 from sae.metrics import BaselineFitter, Moments, TokenMean
 from sae.model import SparseAutoencoder
 from sae.nulls import set_directions, twins
@@ -183,6 +185,9 @@ def begin(
     """A training pass at its beginning, or where the newest snapshot that fits it was taken.
 
     `laws` are the moments of what is seen at every place, for the nulls that need them.
+
+    Raises:
+        InputError: what the subject gives is no number.
     """
     buffer, fitters = source.buffer(), source.fitters()
     snapshot = snapshots.newest("step") if snapshots else None
@@ -198,8 +203,9 @@ def begin(
     for spec, pair in zip(plan.specs, first, strict=True):
         if not finite(*pair):
             # No learning rate would mend it, as the message of a training that has diverged says.
-            found = f"{source.subject.config.subject} gives vectors with numbers that are not finite where {spec.name} reads"
-            raise InputError(f"{found}; its weights are damaged, or ask for --dtype float32")
+            subject = source.subject.config.subject
+            found = f"the vectors of {subject} that {spec.name} reads hold numbers that are not finite"
+            raise InputError(f"{found}; name a subject whose weights are whole, or ask for --dtype float32")
     trainers = {
         s.name: _trainer(source, s, pair, laws.get(s.hookpoints[0])) for s, pair in zip(plan.specs, first, strict=True)
     }

@@ -255,4 +255,3 @@ class OpenAIClient:
             overloaded=not broke and status in OVERLOADED,
             wait=retry_after(error.response.headers),
         )
-
