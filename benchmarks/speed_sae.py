@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sae.cli import parse, run_stage
 from sae.errors import InputError
+from sae.weights import find_device
 
 log = logging.getLogger(__name__)
 WORKER = Path(__file__).with_name("speed_contenders.py")
@@ -83,7 +84,7 @@ class SpeedConfig:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.device not in ("cpu", "cuda"):
             raise InputError(f"--device takes cpu or cuda, got {self.device!r}")
-        if self.sizes and (least := min(int(size.split("x")[1]) for size in self.sizes)) < self.k:
+        if (least := min(int(size.split("x")[1]) for size in self.sizes)) < self.k:
             raise InputError(
                 f"--k {self.k} is out of range: the smallest of --sizes has {least} latents; ask for fewer"
             )
@@ -278,9 +279,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Time everything; print the tables as they come."""
     config = parse(SpeedConfig, argv, "python benchmarks/speed_sae.py")
     if config.device == "cuda":
-        # Imported here: on a CPU this process has no use for torch.
-        from sae.weights import find_device
-
         find_device("cuda")
     lines: list[str] = []
 

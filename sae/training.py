@@ -185,6 +185,9 @@ def begin(
     """A training pass at its beginning, or where the newest snapshot that fits it was taken.
 
     `laws` are the moments of what is seen at every place, for the nulls that need them.
+
+    Raises:
+        InputError: what the subject gives is no number.
     """
     buffer, fitters = source.buffer(), source.fitters()
     snapshot = snapshots.newest("step") if snapshots else None
@@ -200,8 +203,9 @@ def begin(
     for spec, pair in zip(plan.specs, first, strict=True):
         if not finite(*pair):
             # No learning rate would mend it, as the message of a training that has diverged says.
-            found = f"{source.subject.config.subject} gives vectors that are not finite where {spec.name} reads"
-            raise InputError(f"{found}; its weights are damaged, or ask for --dtype float32")
+            subject = source.subject.config.subject
+            found = f"the vectors of {subject} that {spec.name} reads hold numbers that are not finite"
+            raise InputError(f"{found}; name a subject whose weights are whole, or ask for --dtype float32")
     trainers = {
         s.name: _trainer(source, s, pair, laws.get(s.hookpoints[0])) for s, pair in zip(plan.specs, first, strict=True)
     }

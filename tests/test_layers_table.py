@@ -53,6 +53,9 @@ def test_another_threshold_can_be_named_and_a_wrong_one_names_those_there(
     assert "| 3.000 [2.900, 3.100] |" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"name one of active_layers_count_10, active_layers_share_0\.01"):
         main([run, "--active", "many"])
+    # Known, but no threshold: it would stand in the column of another thing.
+    with pytest.raises(InputError, match="no 'layers_per_token'"):
+        main([run, "--active", "layers_per_token"])
 
 
 def test_a_run_without_single_layer_dictionaries_has_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

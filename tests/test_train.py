@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sae.architecture import Architecture
 from sae.cache import main as cache_main
@@ -185,6 +187,19 @@ def test_a_dictionary_comes_back_from_disk_and_damage_is_one_line(tmp_path: Path
     save_dictionary(tmp_path, model, {})
     with pytest.raises(InputError, match="not finite"):
         load_dictionary(tmp_path)
+
+
+def test_a_subject_whose_weights_are_no_numbers_is_named_and_not_the_learning_rate(
+    tmp_path: Path, neox_folder: Path, corpus_file: Path
+) -> None:
+    subject = Path(shutil.copytree(neox_folder, tmp_path / "subject"))
+    tensors = load_file(subject / "model.safetensors")
+    tensors["gpt_neox.layers.1.mlp.dense_4h_to_h.weight"][0, 0] = math.nan
+    save_file(tensors, subject / "model.safetensors", metadata={"format": "pt"})
+    flags = _flags(tmp_path / "run", subject, corpus_file)
+    with pytest.raises(InputError, match=r"that layers\.2\.k4\.x2 reads hold numbers that are not finite"):
+        main([*flags, "--layers", "0", "2"])
+    main([*flags, "--layers", "0"])
 
 
 def test_skip_embed_leaves_nothing_that_a_token_lookup_could_tell(
