@@ -11,7 +11,7 @@ from sae.errors import InputError
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(InputError, match="--device cuda cannot be used .*; try --device cpu"):
+    with pytest.raises(InputError, match=r"--device cuda cannot be used .*; try --device cpu"):
         speed_sae.main(["--device", "cuda", "--sizes", "16x64", "--runs", "1"])
 
 
