@@ -106,8 +106,11 @@ def sparse_rows(indices: Tensor, weights: Tensor, table: Tensor) -> Tensor:
 
 def summed(values: Tensor, indices: Tensor, n_latents: int) -> Tensor:
     """The sum of the values of each latent, [n_latents], of values and indices [token, width]."""
-    # Unlike others that add in place, this one adds in the same order every time on a GPU too.
     sums = values.new_zeros(n_latents)
+    if values.device.type == "cpu":
+        # `index_put_` adds from several threads at once here, in an order that changes from call to call.
+        return sums.index_add_(0, indices.flatten(), values.flatten())
+    # Of what adds in place, this alone adds in the same order every time on a GPU.
     return sums.index_put_((indices.flatten(),), values.flatten(), accumulate=True)
 
 

@@ -17,6 +17,7 @@ from sae.kernels import (
     selected_values,
     selected_values_reference,
     sparse_rows,
+    summed,
 )
 from sae.sparsity import select_topk, topk
 
@@ -166,3 +167,17 @@ def test_second_derivatives_are_refused_not_wrong() -> None:
     (gradient,) = torch.autograd.grad(decoded.square().sum(), w_dec, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(gradient.square().sum(), w_enc)
+
+
+def test_sums_of_latents_have_the_same_bits_every_time_with_several_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.rand(2048, 2048, generator=generator).topk(32).indices
+    values = torch.randn(2048, 32, generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = summed(values, indices, 2048)
+        again = [summed(values, indices, 2048) for _ in range(50)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(sums, first) for sums in again)
