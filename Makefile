@@ -4,9 +4,10 @@ BIN := .venv/bin
 
 PEERS := .venv-peers/bin
 export MLSAE_SOURCE
+DELPHI := .venv-delphi/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: demo demo-full test lint peers vllm clean
+.PHONY: demo demo-full test lint peers delphi vllm clean
 
 demo: .venv/installed
 	$(BIN)/python benchmarks/compare.py --suite benchmarks/suites/demo.toml --out runs/demo
@@ -39,6 +40,20 @@ peers: .venv-peers/installed
 		transformers-stream-generator typeguard wandb zstandard
 	touch $@
 
+# Explaining, scoring and caching, timed beside Delphi (docs/speed.md). What it only imports need not be there.
+delphi: .venv-delphi/installed
+	$(DELPHI)/python benchmarks/speed_llm.py --rounds 2 --delphi 20 --many 0
+	$(DELPHI)/python benchmarks/speed_cache.py --rounds 2
+
+.venv-delphi/installed: pyproject.toml constraints.txt
+	test -x $(DELPHI)/python || $(PYTHON) -m venv .venv-delphi
+	$(DELPHI)/python -m pip install --quiet --constraint constraints.txt torch
+	$(DELPHI)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(DELPHI)/python -m pip install --quiet --no-deps eai-delphi==0.1.3 eai-sparsify==1.3.3
+	$(DELPHI)/python -m pip install --quiet --constraint constraints.txt accelerate aiofiles asyncer beartype blobfile einops \
+		faiss-cpu httpx jaxtyping natsort orjson schedulefree "simple-parsing<0.2" tiktoken
+	touch $@
+
 # A real vLLM engine on a CPU, in process and as a server, with a tiny checkpoint that the tests make (docs/llm.md).
 vllm: .venv-vllm/installed
 	$(VLLM)/python -m pytest -q -m vllm tests/test_vllm.py
@@ -68,4 +83,4 @@ VLLM_INSTALL := $(VLLM)/uv pip install --quiet --python $(VLLM)/python --overrid
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .venv-vllm runs
+	rm -rf .venv .venv-delphi .venv-peers .venv-vllm runs

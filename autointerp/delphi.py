@@ -22,7 +22,6 @@ QUANTILES = 10
 N_RANDOM = 50
 """Random windows without activation to judge."""
 EXAMPLES_PER_PROMPT = 5
-EXPLAINER = "delphi"
 SCORERS = ("delphi_detection", "delphi_fuzzing")
 EXAMPLES = ExamplesConfig(window=32, n_train=40, n_test=50, min_examples=100, protocol="delphi")
 """At least 200 activating windows are asked for, here 100 in each split."""

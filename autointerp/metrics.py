@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
 from autointerp.plugins import Atom
 from sae.latents import LatentCache
@@ -31,20 +30,33 @@ def latent_metrics(y_true: Sequence[int], y_score: Sequence[float]) -> dict[str,
     0, since no positive is found: f1 = 2 tp / (2 tp + fp + fn), iou = tp / (tp + fp + fn). Correlation is Pearson's,
     of y_true and the score itself; it is undefined where all scores are equal. For hard answers it is phi.
     """
-    truth, score = np.asarray(y_true), np.asarray(y_score, float)
-    if len(np.unique(truth)) < 2:
+    truth, score = np.asarray(y_true, np.int64), np.asarray(y_score, float)
+    n, positive = len(truth), int(truth.sum())
+    if not 0 < positive < n:
         return dict.fromkeys(METRICS)
-    predicted = (score >= THRESHOLD).astype(int)
-    # One call for all thresholded metrics: each of scikit-learn's takes milliseconds to check its arguments.
-    precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, labels=[0, 1], zero_division=0.0)
+    if not np.isfinite(score).all():
+        raise ValueError("a score that is no number cannot be ranked")
+    # What scikit-learn gives, in a hundredth of the time: it looks at its arguments for milliseconds, which was a fifth
+    # of all that explaining and scoring a latent took.
+    order = np.argsort(-score, kind="stable")
+    # Equal scores are one step of both curves.
+    steps = np.append(np.flatnonzero(np.diff(score[order])), n - 1)
+    tp = np.cumsum(truth[order])[steps]
+    fp = steps + 1 - tp
+    new_tp, new_fp = np.diff(tp, prepend=0), np.diff(fp, prepend=0)
+    said = int((score >= THRESHOLD).sum())
+    hits = int(truth[score >= THRESHOLD].sum())
+    misses, passed = positive - hits, n - positive - (said - hits)
     return {
-        "auroc": float(roc_auc_score(truth, score)),
-        "average_precision": float(average_precision_score(truth, score)),
-        "balanced_accuracy": float(recall.mean()),
-        "f1": float(f1[1]),
-        "precision": float(precision[1]) if predicted.any() else None,
-        "recall": float(recall[1]),
-        "iou": float(f1[1] / (2 - f1[1])),
+        # Trapezoids: a pair of equal scores counts half.
+        "auroc": float((new_fp * (2 * tp - new_tp)).sum() / (2 * positive * (n - positive))),
+        "average_precision": float((new_tp * tp / (steps + 1)).sum() / positive),
+        # One division, so that it is the AUROC of hard answers to the last digit.
+        "balanced_accuracy": (hits * (n - positive) + passed * positive) / (2 * positive * (n - positive)),
+        "f1": 2 * hits / (said + positive),
+        "precision": hits / said if said else None,
+        "recall": hits / positive,
+        "iou": hits / (said + misses),
         "correlation": float(np.corrcoef(truth, score)[0, 1]) if np.ptp(score) else None,
     }
 

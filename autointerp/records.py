@@ -117,6 +117,13 @@ class Request:
 
     def key(self, model: str) -> str:
         """sha256 of what is sent and to which model; the variables count where no message is sent."""
+        # Journal, store and rows ask for it one after the other.
+        known: dict[str, str] = self.__dict__.setdefault("_keys", {})
+        if model not in known:
+            known[model] = self._digest(model)
+        return known[model]
+
+    def _digest(self, model: str) -> str:
         sent: dict[str, Any] = {
             "task": self.task,
             "model": model,

@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from autointerp.records import Completion, Request, TokenLogprob, Usage
+from autointerp.records import Completion, Message, Request, TokenLogprob, Usage
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.pydocs import cache_folder
@@ -130,13 +131,12 @@ class ResponseStore:
         """Keep an answer; an error is none. The first answer to a request stays."""
         if completion.error is not None or self.broken:
             return
-        messages = [[m.role, m.content] for m in request.messages]
-        prefix = json.dumps(messages[:-1])
-        digest = sha256(prefix.encode()).hexdigest()
+        prefix, digest = _prefix(request.messages[:-1])
+        question = json.dumps([[m.role, m.content] for m in request.messages[-1:]])
         sampling: dict[str, Any] = dict(request.sampling.settings)
         if request.sampling.structured and request.schema is not None:
             sampling["schema"] = request.schema
-        row = (key, completion.model, request.task, digest, json.dumps(messages[-1:]), json.dumps(sampling))
+        row = (key, completion.model, request.task, digest, question, json.dumps(sampling))
         usage = completion.usage
         counts = (prompt_characters(request), usage.prompt_tokens, usage.completion_tokens, time.time())
         with self._guarded():
@@ -232,6 +232,13 @@ def prompt_characters(request: Request) -> int:
     """Characters of all messages of a request, or of the texts that it wants scored."""
     texts = [message.content for message in request.messages] or request.context.get("prompts", ())
     return sum(map(len, texts))
+
+
+@lru_cache(maxsize=64)
+def _prefix(messages: tuple[Message, ...]) -> tuple[str, str]:
+    """The constant part of a task's requests as it is kept, and its sha256."""
+    prefix = json.dumps([[m.role, m.content] for m in messages])
+    return prefix, sha256(prefix.encode()).hexdigest()
 
 
 def _answer(completion: Completion) -> str:

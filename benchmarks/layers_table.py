@@ -1,6 +1,6 @@
 """The multi-layer analyses of several runs in three tables: trained subjects, random twins, other sizes.
 
-python benchmarks/layers_table.py RUN RUN ... [--dictionary all] [--out DIR]
+python benchmarks/layers_table.py RUN RUN ... [--dictionary NAME] [--out DIR]
 
 Each run needs python -m sae.layers first. Prints Markdown; with --out also writes layers.md and layers.csv.
 """
@@ -21,7 +21,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.tables import table
-from sae.artifacts import check_contents, layers_folder, read_json, read_manifest
+from sae.artifacts import check_contents, complete_folders, layers_folder, read_json, read_manifest
 from sae.cli import parse, run_stage
 from sae.errors import InputError
 from sae.layer_summary import mean_defined, metric_means, neighbouring, number, shown
@@ -86,8 +86,8 @@ class Arguments:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Runs with a complete analysis; a row each, in this order."""
-    dictionary: str = "all"
-    """Which dictionary of each run."""
+    dictionary: str | None = None
+    """Which dictionary of each run; by default the only one that is analysed there."""
     active: str = "active_layers_share_0.01"
     """Which threshold counts as an active layer: a name under `latents` in summary.json."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -109,12 +109,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
 
 
-def read_summary(run: Path, dictionary: str) -> dict[str, Any]:
-    """The summary of a run's analysis.
+def read_summary(run: Path, dictionary: str | None) -> dict[str, Any]:
+    """The summary of a run's analysis: the one of this dictionary, or the only one.
 
     Raises:
-        InputError: there is none, or a damaged one.
+        InputError: there is none, several and no name, or a damaged one.
     """
+    if dictionary is None:
+        dictionary = _only_analysed(run)
     folder = layers_folder(run, dictionary)
     mend = f"make it with python -m sae.layers --run {run} --dictionary {dictionary}"
     check_contents(folder, read_manifest(folder, "layers", mend), f"remove it and {mend}")
@@ -122,6 +124,16 @@ def read_summary(run: Path, dictionary: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{folder / 'summary.json'} is damaged (no object); {mend} --overwrite")
     return found
+
+
+def _only_analysed(run: Path) -> str:
+    # The name depends on the settings: all.x2 with --expansion 2.
+    names = [folder.name for folder in complete_folders(run / "layers")]
+    if not names:
+        raise InputError(f"{run} has no complete analysis; make it with python -m sae.layers --run {run}")
+    if len(names) > 1:
+        raise InputError(f"{run} has several analyses ({', '.join(names)}); name one by --dictionary")
+    return names[0]
 
 
 def row_of(summary: Mapping[str, Any], active: str) -> dict[str, Any]:

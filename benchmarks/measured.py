@@ -217,7 +217,8 @@ class Measured:
             "line above is one endpoint that must beat every null, and is not. Equivalent: two one-sided tests put the "
             f"difference within the margin. {ONE_NETWORK}",
             "- Density-matched: the same difference among latents that fire equally often, mean of strata; "
-            f"{max(c.left_out for c in self.contrasts):.0%} of the latents or less have no counterpart.",
+            f"at most {max(c.left_out for c in self.contrasts):.0%} of the latents have no counterpart and are left "
+            "out.",
         ]
 
     def _discrimination(self) -> list[str]:

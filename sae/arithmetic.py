@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Where a user forbids oneDNN, which does torch's bfloat16 products, the newer instructions."""
@@ -85,6 +86,12 @@ def float32_sums() -> Iterator[None]:
     finally:
         flags.allow_bf16_reduced_precision_reduction, flags.allow_fp16_reduced_precision_reduction = before
         torch.set_float32_matmul_precision(precision)
+
+
+def exact_scores(x: Tensor, w_enc: Tensor, b_enc: Tensor) -> Tensor:
+    """x W^T + b in the numbers' own precision, whatever a device may round elsewhere."""
+    with float32_sums():
+        return functional.linear(x, w_enc, b_enc)
 
 
 @contextlib.contextmanager

@@ -265,7 +265,8 @@ def _extend(files: _StoreFiles, corpus: Corpus, tokenizer: Any, asked: tuple[str
                 exhausted=len(chunk) < DOCUMENTS_AT_ONCE,
             )
             files.append(arrays, b"".join(names), extent)
-            progress.update(extent.usable - before)
+            # Documents come many at once: the last ones may bring more than was asked.
+            progress.update(min(extent.usable, n_tokens) - before)
 
 
 def _contexts_of(

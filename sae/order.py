@@ -1,7 +1,7 @@
 """Comparisons, places and order statistics of tables that take long enough to matter.
 
-On a CPU numpy does these several times faster than torch, which neither compares nor sorts integers with vector
-instructions; elsewhere torch does them. The plain way is beside each, and gives the same.
+On a CPU numpy does some of these several times faster than torch, which neither compares nor sorts integers with vector
+instructions. The plain way is beside each, and gives the same.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ def where_reached(values: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Rows, ascending, and columns, int64 [place] each.
     """
-    if values.device.type != "cpu":
-        return where_reached_reference(values, asked)
     # The result of `flatnonzero` is C-ordered: by row, then by column.
     places = np.flatnonzero(np.greater_equal(values.numpy(), asked.numpy()))
     rows = places // max(1, values.shape[1])
@@ -30,7 +28,7 @@ def where_reached(values: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def where_reached_reference(values: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """`where_reached` by torch, for other devices, for tests and for reading."""
+    """`where_reached` by torch, for tests and for reading."""
     rows, columns = (values >= asked).nonzero().unbind(1)
     return rows, columns
 
@@ -45,15 +43,13 @@ def kth_largest(rows: Tensor, k: int) -> Tensor:
     Returns:
         [row], of the same type.
     """
-    if rows.device.type != "cpu":
-        return kth_largest_reference(rows, k)
     first = rows.shape[1] - k
     # From there on what is as large or larger; nan counts as the largest.
     return torch.from_numpy(np.partition(rows.numpy(), first, axis=1)[:, first:].min(axis=1))
 
 
 def kth_largest_reference(rows: Tensor, k: int) -> Tensor:
-    """`kth_largest` by torch, for other devices, for tests and for reading."""
+    """`kth_largest` by torch, for tests and for reading."""
     largest = rows.topk(k, dim=1, sorted=False).values
     return largest.amin(1)
 
@@ -98,7 +94,7 @@ def largest(tokens: Tensor, latents: Tensor, scores: Tensor, n_tokens: int, k: i
         n_tokens: rows of the result.
         k: columns of the result.
     """
-    if scores.device.type != "cpu" or scores.dtype != torch.float32:
+    if scores.dtype != torch.float32:
         return largest_reference(tokens, latents, scores, n_tokens, k)
     # One integer for both, its upper half in the order of the scores: sorting moves the latents along.
     pairs = torch.empty(len(scores), 2, dtype=torch.int32)
@@ -112,7 +108,7 @@ def largest(tokens: Tensor, latents: Tensor, scores: Tensor, n_tokens: int, k: i
 
 
 def largest_reference(tokens: Tensor, latents: Tensor, scores: Tensor, n_tokens: int, k: int) -> tuple[Tensor, Tensor]:
-    """`largest` by torch, for other devices and types, for tests and for reading."""
+    """`largest` by torch, for other types, for tests and for reading."""
     found, columns = rectangle(tokens, n_tokens, k, (scores, -torch.inf), (latents, 0))
     values, places = found.topk(k)
     return values, columns.gather(1, places)

@@ -1,4 +1,4 @@
-"""The exact top k of x W^T + b at the price of a product in bfloat16.
+"""The exact top k of x W^T + b on a CPU, at the price of a product in bfloat16; on a GPU see `sae.shortlist`.
 
 A product in low precision gives every pre-activation with a bounded error, and the error is taken off in the product
 itself: what comes out are numbers that the pre-activations reach. So many pre-activations reach the k-th largest of
@@ -15,7 +15,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sae.arithmetic import float32_sums, screen_dtype
 from sae.kernels import pair_dots
@@ -64,10 +63,10 @@ class Screen:
     def of(cls, w_enc: Tensor, b_enc: Tensor) -> Screen:
         """Of a float32 encoder [n_latents, d_in] and its bias [n_latents]."""
         n, d = w_enc.shape
-        padded = _round_up(n, _block(n, w_enc.device))
+        padded = _round_up(n, _block(n))
         weights = w_enc.new_zeros(padded, _round_up(d + 5, 16), dtype=torch.bfloat16)
         parts = w_enc.new_zeros(3, padded)
-        for rows in slices(n, CACHE_BYTES // (32 * d) if w_enc.device.type == "cpu" else n):
+        for rows in slices(n, CACHE_BYTES // (32 * d)):
             exact, rounded = w_enc[rows], weights[rows, :d]
             rounded.copy_(exact)
             torch.linalg.vector_norm(exact, dim=1, out=parts[0, rows])
@@ -135,8 +134,8 @@ def slices(n: int, rows: int) -> Iterator[slice]:
         yield slice(start, min(start + max(1, rows), n))
 
 
-def _block(n_latents: int, device: torch.device) -> int:
-    return BLOCK if device.type == "cpu" and n_latents > BLOCK else _round_up(n_latents, PANEL)
+def _block(n_latents: int) -> int:
+    return BLOCK if n_latents > BLOCK else _round_up(n_latents, PANEL)
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class Scores:
     @classmethod
     def of(cls, x: Tensor, weights: Tensor, group: int) -> Scores:
         """Of inputs [token, d] and weights [n_latents, d]."""
-        n, in_block = len(weights), _block(len(weights), x.device)
+        n, in_block = len(weights), _block(len(weights))
         values = x.new_empty(_round_up(n, in_block), len(x))
         values[n:] = -torch.inf
         # Positive floats are ordered as the integers that their bits are, and no other score is asked for.
@@ -226,7 +225,7 @@ class Scores:
 
     def _panels(self, asked: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """First latent and scores of the latents of whose tokens the same is asked, and what that is."""
-        rows = PANEL if len(asked) > 1 else _block(len(self.values), asked.device)
+        rows = PANEL if len(asked) > 1 else _block(len(self.values))
         for number, start in enumerate(range(0, len(self.values), rows)):
             yield start, self.values[start : start + rows], asked[number if len(asked) > 1 else 0]
 
@@ -243,10 +242,9 @@ class Encoder:
 
     @classmethod
     def of(cls, w_enc: Tensor, b_enc: Tensor, question: Question, dtype: torch.dtype | None) -> Encoder:
-        """With the arithmetic asked for, or the faster one on the device."""
+        """With the arithmetic asked for, or the faster one."""
         group = question.group(len(w_enc))
-        # Elsewhere the products are dense, but for what `sae.shortlist` does on a GPU.
-        if w_enc.dtype not in (torch.float32, torch.float64) or w_enc.device.type != "cpu":
+        if w_enc.dtype not in (torch.float32, torch.float64):
             group = None
         dtype = dtype or screen_dtype(w_enc.device)
         rounds = w_enc.dtype == torch.float32 and dtype == torch.bfloat16
@@ -262,12 +260,7 @@ class Encoder:
         """How many to look at at a time."""
         size = 2 if self.screen else self.w_enc.element_size()
         most = LARGEST_BYTES // (size * len(self.w_enc))
-        return max(1, min(most, CACHE_BYTES // (size * BLOCK)) if self.w_enc.device.type == "cpu" else most)
-
-    def dense(self, x: Tensor) -> Tensor:
-        """All pre-activations of x [token, d_in]."""
-        with float32_sums():
-            return functional.linear(x, self.w_enc, self.b_enc)
+        return max(1, min(most, CACHE_BYTES // (size * BLOCK)))
 
     def pairs(self, x: Tensor) -> Pairs:
         """The pairs of x [token, d_in] that may be among the largest."""
@@ -275,7 +268,7 @@ class Encoder:
             return self._screened(x, self.screen, self.group)
         if self.group:
             return self._unrounded(x, self.group)
-        everyone = torch.arange(len(x), device=x.device)
+        everyone = torch.arange(len(x))
         return Pairs(everyone[:0], everyone[:0], x.new_empty(0), everyone, x.new_full((len(x),), torch.nan))
 
     def _screened(self, x: Tensor, screen: Screen, group: int) -> Pairs:

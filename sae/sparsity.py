@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae.arithmetic import gpu_kernels
+from sae.arithmetic import exact_scores, gpu_kernels
 from sae.order import largest, rectangle
 from sae.screening import Encoder, Pairs, Question, slices
-from sae.shortlist import shortlist_pairs, shortlist_topk
+from sae.shortlist import LARGEST_BYTES, shortlist_pairs, shortlist_topk
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -85,18 +85,15 @@ def select_topk(
         w_enc: [n_latents, d_in].
         b_enc: [n_latents].
         k: latents kept per token.
-        screen: arithmetic of the first look: bfloat16, or that of x; by default the faster one on the device.
+        screen: arithmetic of the first look on a CPU: bfloat16, or that of x; by default the faster one there.
 
     Returns:
         Values [token, k], descending and not negative, and latent indices int64 [token, k].
     """
+    if x.device.type != "cpu":
+        return _select_topk_elsewhere(x, w_enc, b_enc, k)
     encoder = Encoder.of(w_enc, b_enc, Question(k), screen)
-    if gpu_kernels(w_enc) and (found := shortlist_topk(x, w_enc, b_enc, k)):
-        values, indices, rest = found
-        for some in slices(len(rest), encoder.tokens):
-            values[rest[some]], indices[rest[some]] = torch.topk(encoder.dense(x[rest[some]]), k)
-        return values.relu_(), indices
-    values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
     for rows in slices(len(x), encoder.tokens):
         values[rows], indices[rows] = _select_topk(x[rows], encoder, k)
     return values, indices
@@ -106,7 +103,18 @@ def _select_topk(x: Tensor, encoder: Encoder, k: int) -> tuple[Tensor, Tensor]:
     pairs = encoder.pairs(x)
     values, indices = largest(pairs.tokens, pairs.latents, pairs.scores, len(x), k)
     if len(rest := pairs.unscreened):
-        values[rest], indices[rest] = torch.topk(encoder.dense(x[rest]), k)
+        values[rest], indices[rest] = torch.topk(exact_scores(x[rest], encoder.w_enc, encoder.b_enc), k)
+    return values.relu_(), indices
+
+
+def _select_topk_elsewhere(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    found = shortlist_topk(x, w_enc, b_enc, k) if gpu_kernels(w_enc) else None
+    if found is None:
+        values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+        found = values, indices, torch.arange(len(x), device=x.device)
+    values, indices, rest = found
+    for some in slices(len(rest), LARGEST_BYTES // (x.element_size() * len(w_enc))):
+        values[rest[some]], indices[rest[some]] = torch.topk(exact_scores(x[rest[some]], w_enc, b_enc), k)
     return values.relu_(), indices
 
 
@@ -126,15 +134,16 @@ def select_batch_topk(
     Returns:
         What `batch_topk` gives.
     """
-    encoder = Encoder.of(w_enc, b_enc, Question(k, whole_batch=True), screen)
-    pairs: Pairs | None = encoder.pairs(x)
-    if x.device.type != "cpu":
+    pairs: Pairs | None
+    if x.device.type == "cpu":
+        pairs = Encoder.of(w_enc, b_enc, Question(k, whole_batch=True), screen).pairs(x)
+    else:
         pairs = shortlist_pairs(x, w_enc, b_enc, k) if gpu_kernels(w_enc) else None
     if pairs is None:
-        return batch_topk(encoder.dense(x), k)
+        return batch_topk(exact_scores(x, w_enc, b_enc), k)
     tokens, latents, scores = pairs.tokens, pairs.latents, pairs.scores
     if len(rest := pairs.unscreened):
-        dense = encoder.dense(x[rest])
+        dense = exact_scores(x[rest], w_enc, b_enc)
         # Not "reaches": nan, where nothing is known, excludes none.
         row, latent = (~(dense < pairs.least[rest, None])).nonzero().unbind(1)
         tokens, latents = torch.cat([tokens, rest[row]]), torch.cat([latents, latent])

@@ -1,8 +1,8 @@
 """Kernels for GPUs, in Triton: what torch's own operations do in several passes over memory, or row by row.
 
 Optional: `sae.arithmetic.gpu_kernels` imports this file where there is a GPU and Triton; elsewhere nothing needs it.
-Sums are taken in a fixed order, so that a training gives the same bits every time. Each function has a plain way of
-doing the same, named in its docstring, against which the tests hold it.
+Sums are taken in a fixed order, so that a training gives the same bits every time. The plain way of doing the same is
+named in each docstring.
 """
 
 from __future__ import annotations
@@ -195,7 +195,10 @@ def _remove_radial(gradient, rows, d, width: tl.constexpr):
 
 
 def remove_radial(gradient: Tensor, rows: Tensor) -> None:
-    """Take off a gradient [row, d], in place, its part along each row of norm 1; d up to `WIDEST`."""
+    """Take off a gradient [row, d], in place, its part along each row of norm 1; d up to `WIDEST`.
+
+    Plainly: `gradient -= (gradient * rows).sum(1, keepdim=True) * rows`.
+    """
     n, d = rows.shape
     _remove_radial[(n,)](gradient, rows, d, triton.next_power_of_2(d))
 
@@ -210,6 +213,9 @@ def _normalise_rows(rows, d, least, width: tl.constexpr):
 
 
 def normalise_rows(rows: Tensor, least: float) -> None:
-    """Give every row of [row, d] norm 1, in place, or less if it is shorter than `least`; d up to `WIDEST`."""
+    """Give every row of [row, d] norm 1, in place, or less if it is shorter than `least`; d up to `WIDEST`.
+
+    Plainly: `rows /= rows.norm(dim=1, keepdim=True).clamp_min(least)`.
+    """
     n, d = rows.shape
     _normalise_rows[(n,)](rows, d, least, triton.next_power_of_2(d))

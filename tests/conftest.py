@@ -51,6 +51,14 @@ def sentences(n: int, seed: int) -> list[str]:
     return documents
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run with planted latents; what changes it works on a copy."""
+    from planted import write_planted_run
+
+    return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
+
+
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .jsonl corpus of 400 documents, about 80,000 tokens."""

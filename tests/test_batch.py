@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from batch_server import BatchServer
 from chat_server import ChatServer
-from planted import DICTIONARY, write_planted_run
+from planted import DICTIONARY
 
 from autointerp.artifacts import explanations_folder, read_judgements, scores_folder
 from autointerp.clients import batch
@@ -23,11 +23,6 @@ STAGES = {"explain": explain, "score": score}
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "FIRST_POLL", 0.01)
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 def call(stage: str, run: Path, server: ChatServer, *more: str) -> int:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Mapping
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -39,40 +36,6 @@ def answer(client: LLMClient, request: Request = QUESTION) -> Completion:
             await client.close()
 
     return asyncio.run(once())
-
-
-class RawServer:
-    """Sends the same status, headers and bytes to everyone, and counts."""
-
-    def __init__(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-        self.n = 0
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                outer.n += 1
-                self.send_response(status)
-                for name, value in ({"Content-Length": str(len(content))} | dict(headers)).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __enter__(self) -> RawServer:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def client_of(server: ChatServer, retries: int = 0, timeout: float = 10.0) -> OpenAIClient:
@@ -231,13 +194,6 @@ def test_a_scripted_client_answers_by_list_or_function_and_remembers() -> None:
     with pytest.raises(IndexError):
         answer(by_list)
     assert answer(ScriptedClient(lambda request: request.task)).text == "score/detection"
-
-
-@pytest.mark.parametrize("asked", ["0", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT"])
-def test_a_server_that_says_again_at_once_for_ever_is_given_up(asked: str) -> None:
-    with RawServer(429, b"{}", {"Retry-After": asked}) as server:
-        found = answer(OpenAIClient("m", server.url, SECRET, 3, 1.0))
-    assert found.finish_reason == "rate_limit" and server.n <= 6, server.n
 
 
 @pytest.mark.parametrize("count", [-5, 10**30, float("inf"), float("nan"), "many", None, [1], True])

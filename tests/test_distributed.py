@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from several import LIMIT, several
 
 from sae import distributed, train
 from sae.architecture import Architecture
@@ -28,7 +29,6 @@ from sae.processes import joined
 from sae.sharding import part_of, winners
 from sae.snapshots import SnapshotStore
 from sae.trainer import OptimiserOptions, Place, Rates, Trainer
-from tests.several import LIMIT, several
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,32 +1,24 @@
-"""The explain stage and the explainer that asks an LLM."""
+"""The explain stage: which latents are asked about, failures, what is asked again, unfit input."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_server import ChatServer
-from planted import BIGRAM, DEAD, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted_cache, write_planted_run
+from planted import BIGRAM, DEAD, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted_cache
 
 from autointerp.artifacts import explanations_folder, read_explanations, slug
 from autointerp.explain import main as explain
-from autointerp.explainers.max_activating import MaxActivatingExplainer
 from autointerp.prompting import Prompts
-from autointerp.records import Completion, Example, LatentExamples
 from sae.artifacts import read_manifest
 from sae.cli import run_stage
 
 MODEL = "org/judge v1.5"
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 @pytest.fixture
@@ -45,73 +37,6 @@ def read(run: Path) -> dict[int, dict[str, Any]]:
     path = explanations_folder(run, DICTIONARY, "max_activating", MODEL) / "explanations.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return {row["latent"]: row for row in rows}
-
-
-# The explainer.
-
-
-def example(tokens: str, activations: tuple[float, ...]) -> Example:
-    return Example(tokens, tuple(re.findall(r" ?[^ ]+", tokens)), activations)
-
-
-def examples(*top: Example) -> LatentExamples:
-    return LatentExamples(0, top, (), (), (), (), 0.1)
-
-
-def test_the_question_marks_strong_tokens_and_scales_strengths_by_the_strongest() -> None:
-    first, second = example("a b c d", (0, 8.0, 2.0, 2.5)), example("e f", (0, 2.0))
-    request = MaxActivatingExplainer(Prompts()).request(examples(first, second))
-    assert request.context["examples"] == [
-        {"text": "a<< b>> c<< d>>", "activations": [(" b", 10), (" d", 3)]},
-        {"text": "e<< f>>", "activations": [(" f", 2)]},
-    ]
-    assert 'Excerpt 1: "a<< b>> c<< d>>"\nstrengths: [[" b", 10], [" d", 3]]' in request.messages[-1].content
-
-
-def test_doctests_get_other_marks() -> None:
-    request = MaxActivatingExplainer(Prompts()).request(examples(example(">>> x", (0, 1.0))))
-    assert request.context["examples"][0]["text"] == ">>>[[ x]]"
-    assert "Marks: [[ before and ]] after" in request.messages[-1].content
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("EXPLANATION: Names of rivers.", "Names of rivers."),
-        ("notes\n\n**Explanation:** Names  of\trivers.", "Names of rivers."),
-        ("explanation: wrong first\nExplanation: right last", "right last"),
-        ('> EXPLANATION: "Quoted as a whole."', "Quoted as a whole."),
-        ('EXPLANATION: "in" and "on"', '"in" and "on"'),
-        ("The explanation: none in this form", None),
-        ("EXPLANATION:", None),
-        ("EXPLANATION: ...", None),
-        ("EXPLANATION: <one sentence, at most 40 words>", None),
-        ("EXPLANATION: " + "x" * 2000, None),
-        ("[1, 0]", None),
-        ("", None),
-    ],
-)
-def test_answers_are_read_or_counted_as_unparseable(answer: str, expected: str | None) -> None:
-    text, status, reason = MaxActivatingExplainer(Prompts()).parse(Completion(answer, "m"))
-    assert bool(reason) == (expected is None)
-    assert (text, status) == (expected, "unparseable" if expected is None else "ok")
-
-
-@pytest.mark.parametrize(
-    ("completion", "status"),
-    [
-        (Completion("", "m", "error", error="gone"), "error"),
-        (Completion("EXPLANATION: half a", "m", "length"), "truncated"),
-        (Completion("", "m", "content_filter"), "refused"),
-        (Completion("", "m", "refusal"), "refused"),
-    ],
-)
-def test_answers_that_are_none_keep_their_reason(completion: Completion, status: str) -> None:
-    found = MaxActivatingExplainer(Prompts()).parse(completion)
-    assert found[:2] == (None, status) and found.reason
-
-
-# The stage.
 
 
 def test_all_sampled_latents_become_rows_and_only_those_that_can_be_judged_are_asked(

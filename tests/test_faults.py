@@ -13,15 +13,9 @@ from pathlib import Path
 
 import pytest
 from chat_server import FAULTS, ChatServer
-from planted import write_planted_run
 
 CONCURRENCY = 8
 SECRET = "sk-secret-0123456789"
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 def command(stage: str, run: Path, url: str, *more: str) -> list[str]:

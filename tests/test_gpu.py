@@ -19,7 +19,7 @@ from sae.arithmetic import WITHOUT_TRITON, _triton_kernels, gpu_kernels
 from sae.cache import main as cache_main
 from sae.kernels import EncoderWeights, Transpose, decode, decode_reference, selected_values, summed
 from sae.latents import LatentCache
-from sae.shortlist import HalfEncoder, group_size, shortlist_topk
+from sae.shortlist import HalfEncoder, shortlist_topk
 from sae.sparsity import batch_topk, select_batch_topk, select_topk, topk
 from sae.train import main
 from sae.trainer import Trainer
@@ -215,7 +215,3 @@ def test_a_cache_holds_what_it_holds_when_made_on_a_cpu(tmp_path: Path, neox_fol
         cache = LatentCache.open(folder)
         pairs.append({(latent, int(t)) for latent in range(cache.n_latents) for t in cache.entries(latent)[0]})
     assert len(pairs[0] ^ pairs[1]) <= 0.001 * len(pairs[1]) and len(pairs[1]) > 1000
-
-
-def test_groups_are_many_enough_for_k() -> None:
-    assert group_size(65536, 64) == 128 and group_size(4096, 32) == 16 and group_size(100, 32) is None

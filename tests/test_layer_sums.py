@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from small_cache import small_cache
 
 from sae.layer_sums import layer_sums, runs_of, token_documents
 from tests.layered_entries import entries_of
-from tests.small_cache import small_cache
 
 RNG = np.random.default_rng(0)
 H = RNG.random((5, 40, 12)) * (RNG.random((5, 40, 12)) < 0.3)

@@ -14,8 +14,8 @@ from sae.errors import InputError
 from tests.layered_summary import summary
 
 
-def _run(folder: Path, found: Any) -> Path:
-    with writing(folder / "layers" / "all", "layers", {}, {}) as writer:
+def _run(folder: Path, found: Any, name: str = "all") -> Path:
+    with writing(folder / "layers" / name, "layers", {}, {}) as writer:
         write_json(writer.partial / "summary.json", found)
         writer.finish({})
     return folder
@@ -89,5 +89,20 @@ def test_no_run_is_a_mistake() -> None:
 
 
 def test_a_run_without_analysis_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not exist; make it with python -m sae\.layers --run"):
+    with pytest.raises(InputError, match=r"has no complete analysis; make it with python -m sae\.layers --run"):
         main([str(tmp_path)])
+    with pytest.raises(InputError, match=r"does not exist; make it with .* --dictionary all"):
+        main([str(tmp_path), "--dictionary", "all"])
+
+
+def test_the_only_analysis_is_taken_whatever_its_name_and_of_several_one_must_be_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _run(tmp_path, summary(), "all.x2")
+    main([str(run)])
+    assert "| pythia | 12,345 | trained |" in capsys.readouterr().out
+    _run(tmp_path, summary("rerandomised"), "layers.0-2")
+    with pytest.raises(InputError, match=r"several analyses \(all\.x2, layers\.0-2\); name one by --dictionary"):
+        main([str(run)])
+    main([str(run), "--dictionary", "layers.0-2"])
+    assert "| pythia | 12,345 | rerandomised |" in capsys.readouterr().out

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from lens_run import LENS, NAME, TRAINING, flags, lens_run, read
 from torch import Tensor
 
 from sae.errors import InputError
 from sae.lens import main as lens
 from sae.train import main as train
 from sae.tuned_lens import find_lens
-from tests.lens_run import LENS, NAME, TRAINING, flags, lens_run, read
 
 
 @pytest.fixture(scope="module")

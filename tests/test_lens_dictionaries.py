@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lens_run import LENS, NAME, TRAINING, flags, lens_run, read
+from stopping import stopped
 
 import sae.tuned_lens
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
@@ -30,7 +31,6 @@ from sae.subject import Subject, load_subject
 from sae.train import main as train
 from sae.trainer import Place, Rates, Trainer
 from sae.tuned_lens import condition_numbers, find_lens
-from tests.lens_run import LENS, NAME, TRAINING, flags, lens_run, read
 
 
 @pytest.fixture(scope="module")
@@ -142,25 +142,12 @@ def test_steering_goes_back_through_the_lens(run: Path) -> None:
     torch.testing.assert_close(added(x, whole, 0, 5, 2.0), expected.expand_as(x), rtol=1e-3, atol=1e-5)
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_a_killed_training_behind_a_lens_gives_the_same_files(
     tmp_path: Path, run: Path, neox_folder: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lens(flags(tmp_path, neox_folder, corpus_file, LENS))
     command = flags(tmp_path, neox_folder, corpus_file, TRAINING, "--multi-layer --lens --snapshot-steps 3")
-    step, left = Trainer.step, [7]
-
-    def counted(self: Trainer, *args: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-        return step(self, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "step", counted)
+    with stopped(monkeypatch, Trainer, "step", 7):
         train(command)
     assert list((tmp_path / "sae").glob(".training-*/step-*"))
     train(command)

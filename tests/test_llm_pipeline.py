@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer
-from planted import DICTIONARY, write_planted_run
+from planted import DICTIONARY
 
 from autointerp.artifacts import explanations_folder
 
@@ -52,11 +52,6 @@ def results(run: Path) -> dict[str, bytes]:
     files = [p for stage in ("explanations", "scores") for p in (run / stage).rglob("*") if p.is_file()]
     kept = [p for p in files if p.name != "manifest.json" and not p.name.endswith(".lock")]
     return {str(p.relative_to(run)): p.read_bytes() for p in kept}
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +122,8 @@ def test_a_busy_server_gives_the_same_files(planted: Path, finished: tuple[Path,
 
 def test_two_processes_do_not_write_the_same_artifact(finished: tuple[Path, int, int], tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("scores")))
-    with ChatServer(delay=0.3) as server:
+    # The first must not be done before the second has been imported, which takes long on a busy machine.
+    with ChatServer(delay=2.0) as server:
         line = command("score", run, server.url)
         with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
             while not server.bodies:

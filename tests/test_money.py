@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer
-from planted import DICTIONARY, NOISE, RARE, TOKEN, write_planted_run
+from planted import DICTIONARY, NOISE, RARE, TOKEN
 
 from autointerp.artifacts import explanations_folder, read_judgements, scores_folder
 from autointerp.explain import main as explain
@@ -21,11 +21,6 @@ from sae.artifacts import read_manifest
 from sae.cli import run_stage
 
 STAGES = {"explain": explain, "score": score}
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 @pytest.fixture

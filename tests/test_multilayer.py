@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stopping import stopped
 from torch import Tensor
 
 from sae.architecture import Architecture
@@ -224,37 +225,15 @@ def test_any_dictionary_can_be_measured_at_any_layer(run: Path, neox_folder: Pat
     }
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_a_killed_training_gives_the_files_of_one_that_was_not(
     tmp_path: Path, neox_folder: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extra = [
-        "--multi-layer",
-        "--single-layers",
-        "--normalise",
-        "layer-scale",
-        "--layers",
-        "0",
-        "2",
-        "--snapshot-steps",
-        "3",
-    ]
+    extra = ["--multi-layer", "--single-layers", "--normalise", "layer-scale", "--layers", "0", "2"]
+    extra += ["--snapshot-steps", "3"]
     main([*_flags(tmp_path / "whole", neox_folder, corpus_file), *extra])
-    flags, step = [*_flags(tmp_path / "killed", neox_folder, corpus_file), *extra], Trainer.step
+    flags = [*_flags(tmp_path / "killed", neox_folder, corpus_file), *extra]
     for steps in (13, 25):
-        left = [steps]
-
-        def counted(self: Trainer, *args: Any, left: list[int] = left) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            return step(self, *args)
-
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(Trainer, "step", counted)
+        with stopped(monkeypatch, Trainer, "step", steps):
             main(flags)
     assert list((tmp_path / "killed" / "sae").glob(".training-*/step-*"))
     main(flags)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from several import LIMIT, several
 
 from sae import distributed, processes
 from sae.architecture import Architecture
@@ -24,7 +25,6 @@ from sae.errors import InputError
 from sae.processes import joined, on_own_device
 from sae.sharding import check_shardable
 from sae.shares import check_same, own_batch, own_batches, own_seed
-from tests.several import LIMIT, several
 
 
 def test_batches_are_shared_out_once_each_and_evenly() -> None:

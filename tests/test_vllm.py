@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import DICTIONARY, TOKEN, write_planted_run
+from planted import DICTIONARY, TOKEN
 from tiny_checkpoint import LENGTH, NO, P_ONE, SENTENCE, YES, write_checkpoint
 from tokenizers import Tokenizer
 
@@ -146,11 +146,6 @@ def question(text: str, **sampling: Any) -> Request:
     return Request(
         "score/detection", (Message("user", f"Text 1: {text}"),), sampling=Sampling(max_tokens=16, **sampling)
     )
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 def processes_of(session: int) -> list[str]:

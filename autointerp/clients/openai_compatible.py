@@ -125,9 +125,6 @@ class OpenAIClient:
                     self.pace.succeeded()
                     return outcome
                 pause = backoff(attempt, self._draw) if outcome.wait is None else outcome.wait
-                if attempt:
-                    # "Retry-After: 0" again and again would be asked for ever, without a pause.
-                    pause = max(pause, backoff(attempt - 1, self._draw))
                 if outcome.overloaded:
                     # What the server asks of one request it would ask of the others.
                     self.pace.rejected(sent_at, outcome.wait or 0.0 if pause <= patience else 0.0)
