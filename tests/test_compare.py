@@ -220,7 +220,7 @@ def edit_manifest(run: Path, config: dict[str, Any]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
 
 
-def edit_variant(run: Path, variant: str) -> None:
+def edit_variant(run: Path, variant: str | None) -> None:
     path = run / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "variant": variant}))
 
@@ -230,6 +230,7 @@ def edit_variant(run: Path, variant: str) -> None:
     [
         (lambda run: shutil.rmtree(run / "scores"), "has no scores; make them with python -m autointerp.score"),
         (lambda run: (run / "run.json").unlink(), "is not a run"),
+        (lambda run: edit_variant(run, None), "does not say what the run holds"),
         (lambda run: (run / SCORES / "fuzzing@offline" / "scores.csv").write_text("a,b\n1,2\n"), "is damaged"),
         (lambda run: (run / SCORES / "fuzzing@offline" / "scores.csv").unlink(), "is damaged"),
         (lambda run: shutil.rmtree(run / "latents"), "python -m sae.cache"),
