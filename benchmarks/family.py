@@ -69,6 +69,8 @@ class FamilyConfig:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise InputError(f"--seed must be between 0 and {LARGEST_SEED}, got {self.seed}")
+        if "rerandomised-block" in self.variants:
+            raise InputError("--variants rerandomised-block is a variant for each block; make it by sae.train instead")
         least = min(EMBEDDED_WIDTH if size == EMBEDDED else shape_of(size)[1] for size in self.sizes)
         if self.k > least * self.expansion:
             found = f"the smallest subject's dictionary has {least * self.expansion} latents"

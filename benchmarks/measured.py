@@ -55,7 +55,7 @@ def _read_run(run: Path) -> list[pd.DataFrame]:
         mend = f"remove {folder} and make it again with python -m autointerp.measure --run {run}"
         manifest = read_manifest(folder, "measures", mend)
         cache = read_manifest(latents_folder(run, folder.name), "latents", mend)
-        if manifest.parents["latents"] != cache.fingerprint:
+        if manifest.parents.get("latents") != cache.fingerprint:
             raise InputError(f"{folder} measures another cache than the present one; {mend}")
         try:
             frame = _read_table(folder / MEASURES_FILE, manifest.counts["latents"])
@@ -83,8 +83,9 @@ def _read_run(run: Path) -> list[pd.DataFrame]:
 def _read_table(path: Path, n_latents: int) -> pd.DataFrame:
     frame = pd.read_parquet(path)
     kinds = NEEDED | {measure.column: "number" for measure in MEASURES if measure.column in frame}
-    if wrong := [name for name, kind in kinds.items() if frame[[name]].select_dtypes(kind).empty]:
-        raise ValueError(f"no numbers under {', '.join(wrong)}")
+    found = {name: frame[[name]].select_dtypes(kind) for name, kind in kinds.items()}
+    if wrong := [n for n, part in found.items() if part.empty or part.abs().eq(float("inf")).any(axis=None)]:
+        raise ValueError(f"no finite numbers under {', '.join(wrong)}")
     if frame["latent"].tolist() != list(range(n_latents)):
         raise ValueError(f"expected a row for each of {n_latents} latents, found {len(frame)} rows")
     return frame

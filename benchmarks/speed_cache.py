@@ -31,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import delphi_contender
-from benchmarks.timings import Timing, Timings, peak_kib, timed
+from benchmarks.timings import Timing, Timings, check_sizes, peak_kib, timed
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
 from sae.architecture import Architecture
 from sae.artifacts import latents_folder
@@ -76,6 +76,9 @@ class SpeedConfig:
     """Do only this in this process: ours or floor (used by the above)."""
     folder: Path = Path()
     """Where that writes and reads."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, tokens=1, many=0, rounds=1, layer=0, n_latents=1, k=1, context_length=2)
 
     @property
     def hookpoint(self) -> Hookpoint:

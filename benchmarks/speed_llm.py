@@ -41,7 +41,7 @@ from benchmarks import delphi_contender
 from benchmarks.chat_protocol import answer_of, serve
 from benchmarks.delphi_contender import FORMS, Delphi
 from benchmarks.planted import CONTEXT_LENGTH, DICTIONARY, TOKENIZER, Firings, Text, topics_text, write_latents
-from benchmarks.timings import Timings, peak_kib, prompt_sizes, timed
+from benchmarks.timings import Timings, check_sizes, peak_kib, prompt_sizes, timed
 from sae.artifacts import dictionary_folder, latents_folder, writing
 from sae.cli import parse, run_stage
 from sae.latents import LatentCache
@@ -76,6 +76,10 @@ class SpeedConfig:
     """Latents of the run whose memory is looked at, beside one with a tenth of them; 0 for none."""
     memory_of: int = 0
     """Only score so many latents through a scripted client, and print the peak memory (used by the above)."""
+
+    def __post_init__(self) -> None:
+        least = {"latents": 1, "concurrency": 1, "examples_per_prompt": 1, "rounds": 1}
+        check_sizes(self, **least, delphi=0, delay=0, many=0, memory_of=0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from tokenizers.models import WordLevel
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.timings import check_sizes
 from sae.artifacts import latents_folder, writing
 from sae.cli import parse, run_stage
 from sae.latents import EntryWriter
@@ -53,6 +54,9 @@ class SpeedConfig:
     """Distinct token ids."""
     workers: int = 0
     """Processes of the stage; 0 for as many as there are cores."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, latents=1, tokens=1, k=1, vocabulary=1, workers=0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 # As a script, Python looks beside this file only.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.timings import check_sizes
 from sae.cli import parse, run_stage, table
 from sae.errors import InputError
 
@@ -39,6 +40,9 @@ class SpeedConfig:
     """Latents per dimension."""
     rounds: int = 3
     """Medians are of so many."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, tokens=1, expansion=1, rounds=1)
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,8 @@ class SpeedConfig:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.device not in ("cpu", "cuda"):
             raise InputError(f"--device takes cpu or cuda, got {self.device!r}")
-        if (least := min(int(size.split("x")[1]) for size in self.sizes)) < self.k:
-            raise InputError(
-                f"--k {self.k} is out of range: the smallest of --sizes has {least} latents; ask for fewer"
-            )
+        if (least := min((int(size.split("x")[1]) for size in self.sizes), default=self.k)) < self.k:
+            raise InputError(f"--k {self.k} is out of range: one of --sizes has {least} latents; ask for fewer")
 
     def size(self, d_in: int, n_latents: int) -> dict[str, Any]:
         """What a contender is told."""

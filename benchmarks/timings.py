@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import bisect
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from sae.errors import InputError
+
+
+def check_sizes(config: object, **least: float) -> None:
+    """Raise `InputError` for the first of a benchmark's sizes that is below the least that makes sense."""
+    for name, smallest in least.items():
+        found = getattr(config, name)
+        if found is not None and not smallest <= found < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {smallest}, and finite, got {found}")
 
 
 class Timing(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sae.architecture import Architecture
 from sae.artifacts import read_json, write_json
@@ -17,6 +17,7 @@ from sae.hookpoints import Hookpoint, residual_streams
 from sae.layer_maps import LayerMaps
 from sae.metrics import TokenMean
 from sae.model import SparseAutoencoder
+from sae.tensors import save_tensors
 
 TOKEN_MEANS = "token_means.safetensors"
 
@@ -32,15 +33,13 @@ def save_dictionary(
 
     `means` are the token means that are taken off its inputs, `maps` what is done to the vectors of each of its layers.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "weights.safetensors")
+    save_tensors(model.state_dict(), folder / "weights.safetensors")
     facts = {**facts, "layer_maps": maps.kind} if maps is not None else facts
     write_json(folder / "config.json", {**model.architecture.as_dict(), "skip_embed": means is not None, **facts})
     if maps is not None:
         maps.save(folder)
     if means is not None:
-        table = {"mean": means.mean, "by_token": means.by_token}
-        save_file({name: t.cpu().contiguous() for name, t in table.items()}, folder / TOKEN_MEANS)
+        save_tensors({"mean": means.mean, "by_token": means.by_token}, folder / TOKEN_MEANS)
 
 
 def hookpoints_of(facts: Mapping[str, Any]) -> tuple[Hookpoint, ...]:

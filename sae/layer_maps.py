@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sae.errors import InputError
+from sae.tensors import save_tensors
 
 LAYER_MAPS = "layer_maps.safetensors"
 MapKind = Literal["layer-scale", "lens"]
@@ -109,7 +110,7 @@ class LayerMaps:
 
     def save(self, folder: Path) -> None:
         """Write them beside a dictionary's weights."""
-        save_file({name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}, folder / LAYER_MAPS)
+        save_tensors(self.tensors, folder / LAYER_MAPS)
 
 
 def layer_scales(layers: tuple[int, ...], samples: Sequence[Tensor]) -> LayerMaps:

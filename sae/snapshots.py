@@ -34,7 +34,7 @@ MEANS, STEP = "means", "step"
 UNFINISHED = ".partial"
 STEPS_BETWEEN_QUESTIONS = 20
 """How often several processes ask the main one for the time."""
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 Part = tuple[str, Mapping[str, Tensor]]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,18 @@ from sae.architecture import Architecture
 from sae.checkpoint import load_dictionary, save_dictionary
 from sae.errors import InputError
 from sae.model import SparseAutoencoder
+
+
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        # The library's own error is none of those that a stage turns into one line.
+        with pytest.raises(OSError, match=r"weights\.safetensors") as caught:
+            save_dictionary(tmp_path, SparseAutoencoder(Architecture("topk", 8, 64, 3)), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from chat_server import ChatServer
 
-from autointerp.clients import make_client
+from autointerp.clients import make_client, openai_compatible
 from autointerp.clients.cached import CachedClient
 from autointerp.clients.openai_compatible import OpenAIClient, without_thoughts
+from autointerp.clients.pacing import retry_after
 from autointerp.clients.scripted import ScriptedClient
 from autointerp.config import ClientConfig
 from autointerp.plugins import LLMClient
@@ -194,6 +195,21 @@ def test_a_scripted_client_answers_by_list_or_function_and_remembers() -> None:
     with pytest.raises(IndexError):
         answer(by_list)
     assert answer(ScriptedClient(lambda request: request.task)).text == "score/detection"
+
+
+@pytest.mark.parametrize("asked", ["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_server_that_says_again_at_once_for_ever_is_given_up(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_compatible, "retry_after", lambda _: retry_after({"retry-after": asked}))
+
+    class Never(ChatServer):
+        def respond(self, body: dict[str, Any]) -> tuple[int, Any]:
+            self.bodies.append(body)
+            # Without an end to the asking, the test ends here.
+            return (429, {}) if len(self.bodies) < 100 else (400, {"error": {"message": "asked too often"}})
+
+    with Never() as server:
+        found = answer(client_of(server, 3, timeout=0.6))
+    assert found.finish_reason == "rate_limit" and 20 < len(server.bodies) < 30
 
 
 @pytest.mark.parametrize("count", [-5, 10**30, float("inf"), float("nan"), "many", None, [1], True])

@@ -220,7 +220,7 @@ def edit_manifest(run: Path, config: dict[str, Any]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
 
 
-def edit_variant(run: Path, variant: str) -> None:
+def edit_variant(run: Path, variant: str | None) -> None:
     path = run / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "variant": variant}))
 
@@ -230,12 +230,15 @@ def edit_variant(run: Path, variant: str) -> None:
     [
         (lambda run: shutil.rmtree(run / "scores"), "has no scores; make them with python -m autointerp.score"),
         (lambda run: (run / "run.json").unlink(), "is not a run"),
+        (lambda run: edit_variant(run, None), "does not say what the run holds"),
         (lambda run: (run / SCORES / "fuzzing@offline" / "scores.csv").write_text("a,b\n1,2\n"), "is damaged"),
         (lambda run: (run / SCORES / "fuzzing@offline" / "scores.csv").unlink(), "is damaged"),
         (lambda run: shutil.rmtree(run / "latents"), "python -m sae.cache"),
         (lambda run: edit_scores(run, density=-1.0), "density from 0 to 1 in every row"),
         (lambda run: edit_scores(run, density=None), "density from 0 to 1 in every row"),
         (lambda run: edit_scores(run, latent="zero"), "is damaged"),
+        (lambda run: edit_scores(run, auroc=7.0), "metrics of at most 1"),
+        (lambda run: edit_scores(run, auroc=float("inf")), "metrics of at most 1"),
         (lambda run: edit_scores(run, latent=1), "for each of 5 latents, found 4 latents"),
         (lambda run: edit_manifest(run, {}), "manifest.json is damaged"),
         (lambda run: (run / "sae" / DICTIONARY / "metrics.json").write_text("[1]"), "metrics.json is damaged"),

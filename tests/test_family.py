@@ -46,6 +46,7 @@ def test_an_unknown_variant_starts_nothing(tmp_path: Path) -> None:
         ("--sizes 2x64 2x64", "each once, got 2x64 2x64"),
         ("--sizes 2x33", "the width a multiple of 32"),
         ("--variants", "--variants takes one or more"),
+        ("--variants trained rerandomised-block", "--variants rerandomised-block is a variant for each block"),
         ("--subject-tokens 0", "--subject-tokens must be at least 1, got 0"),
         ("--expansion 0", "--expansion must be at least 1, got 0"),
         ("--seed -1", "--seed must be between 0 and 4294967295, got -1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,26 @@ def test_measures_of_another_cache_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(InputError, match="measures another cache than the present one"):
         read_measures([run])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("corrected_entropy", -math.inf), ("density", math.inf), ("density", "x")]
+)
+def test_measures_that_are_no_finite_numbers_are_refused(tmp_path: Path, column: str, value: object) -> None:
+    run = measured_run(tmp_path / "run")
+    (path,) = (run / "measures").glob("*/*.parquet")
+    pd.read_parquet(path).assign(**{column: value}).to_parquet(path)
+    with pytest.raises(InputError, match=f"is damaged .no finite numbers under {column}"):
+        read_measures([run])
+
+
+def test_measures_of_before_a_column_was_there_are_read_without_it(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    (path,) = (run / "measures").glob("*/*.parquet")
+    pd.read_parquet(path).drop(columns="token_share").to_parquet(path)
+    (part,) = measured_of(read_measures([run, measured_run(tmp_path / "new", "control")]), [])
+    assert part.frame.loc[part.frame["variant"] == "trained", "token_share"].isna().all()
+    assert part.frame.loc[part.frame["variant"] == "control", "token_share"].notna().any()
 
 
 def test_the_table_and_the_numbers_agree(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def _flip(path: Path) -> None:
         ("baselines.layers.0.safetensors", Path.unlink),
         ("snapshot.json", _cut),
         ("snapshot.json", lambda path: path.write_text("[]")),
+        ("snapshot.json", lambda path: path.write_text('{"requests": 3}')),
         ("snapshot.json", Path.unlink),
     ],
 )

@@ -31,6 +31,9 @@ RETRIED = (408, 409, 425, 429)
 OVERLOADED = (429, 503, 529)
 """Statuses that say that less should be asked at a time."""
 
+TAKEN_AT_ITS_WORD = 20
+"""Attempts at one request between which a server that says how long to wait is believed, however short that is."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -125,6 +128,9 @@ class OpenAIClient:
                     self.pace.succeeded()
                     return outcome
                 pause = backoff(attempt, self._draw) if outcome.wait is None else outcome.wait
+                if attempt >= TAKEN_AT_ITS_WORD:
+                    # "Retry-After: 0" for ever would be asked for ever, hundreds of times a second.
+                    pause = max(pause, backoff(attempt - TAKEN_AT_ITS_WORD, self._draw))
                 if outcome.overloaded:
                     # What the server asks of one request it would ask of the others.
                     self.pace.rejected(sent_at, outcome.wait or 0.0 if pause <= patience else 0.0)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.architecture import Architecture, Kind, Normalise
@@ -22,6 +21,7 @@ from sae.formats.hooks import HEADS, in_transformer_lens, of_transformer_lens, o
 from sae.formats.reading import Config, Tensors, architecture, assemble, described, fault, read_config, read_safetensors
 from sae.hookpoints import Hookpoint
 from sae.model import SparseAutoencoder
+from sae.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -199,7 +199,7 @@ def save(folder: Path, model: SparseAutoencoder, facts: dict[str, Any]) -> None:
     theirs = {"w_enc": "W_enc", "w_dec": "W_dec", "w_skip": "W_skip"}
     theirs |= {"b_enc": "b_gate"} if shape.kind == "gated" else {}
     tensors["w_enc"] = tensors["w_enc"].T
-    save_file({theirs.get(name, name): tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    save_tensors({theirs.get(name, name): tensor for name, tensor in tensors.items()}, folder / WEIGHTS)
     config = {
         "architecture": _name(shape, transcoder),
         "d_in": shape.d_in,

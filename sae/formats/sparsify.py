@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from sae.artifacts import write_json
 from sae.errors import InputError
@@ -19,6 +18,7 @@ from sae.formats.folding import unscaled, with_b_dec_taken_off
 from sae.formats.hooks import of_module
 from sae.formats.reading import architecture, assemble, described, fault, read_config, read_safetensors
 from sae.model import SparseAutoencoder
+from sae.tensors import save_tensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 TENSORS = frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"})
@@ -96,7 +96,7 @@ def save(folder: Path, model: SparseAutoencoder, facts: dict[str, Any]) -> None:
     if not transcode and not shape.subtract_b_dec:
         tensors = with_b_dec_taken_off(tensors)
     names = {"w_enc": "encoder.weight", "b_enc": "encoder.bias", "w_dec": "W_dec", "b_dec": "b_dec", "w_skip": "W_skip"}
-    save_file({names[name]: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    save_tensors({names[name]: tensor for name, tensor in tensors.items()}, folder / WEIGHTS)
     norms = tensors["w_dec"].norm(dim=1)
     config = {
         "activation": "topk",
