@@ -64,8 +64,11 @@ def read_run(run: Path) -> dict[str, Any]:
     if not (run / "run.json").exists():
         raise InputError(f"{run} is not a run (no run.json); make one with python -m sae.train --run {run} ...")
     found = read_json(run / "run.json", "use another --run")
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in RUN_KEYS):
+    if not isinstance(found, dict) or not found.keys() >= RUN_KEYS:
         raise InputError(f"{run / 'run.json'} does not say what the run holds; use another --run")
+    for name in sorted(RUN_KEYS):
+        if not isinstance(found[name], str):
+            raise InputError(f"{run / 'run.json'} is damaged ({name} is {found[name]!r}); mend it or use another --run")
     return found
 
 

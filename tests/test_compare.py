@@ -230,7 +230,7 @@ def edit_variant(run: Path, variant: str | None) -> None:
     [
         (lambda run: shutil.rmtree(run / "scores"), "has no scores; make them with python -m autointerp.score"),
         (lambda run: (run / "run.json").unlink(), "is not a run"),
-        (lambda run: edit_variant(run, None), "does not say what the run holds"),
+        (lambda run: edit_variant(run, None), "is damaged (variant is None)"),
         (lambda run: (run / SCORES / "fuzzing@offline" / "scores.csv").write_text("a,b\n1,2\n"), "is damaged"),
         (lambda run: (run / SCORES / "fuzzing@offline" / "scores.csv").unlink(), "is damaged"),
         (lambda run: shutil.rmtree(run / "latents"), "python -m sae.cache"),
