@@ -35,7 +35,7 @@ from sae.latents import LatentCache
 HOOKPOINT = "layers.0"
 N_SPLITS = 5
 """Files of a cache, as Delphi has it by default."""
-UNUSED = (*("vllm", "vllm.distributed", "vllm.distributed.parallel_state", "vllm.inputs", "sentence_transformers"),)
+UNUSED = ("vllm", "vllm.distributed", "vllm.distributed.parallel_state", "vllm.inputs", "sentence_transformers")
 """What Delphi imports, none of which is called here."""
 PATCHED = 10
 FORMS = {
@@ -122,8 +122,8 @@ def entries(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
 
 def fill_in() -> None:
     """Put hollow modules where those that Delphi imports and nothing here calls are not installed."""
-    missing_here = [name for name in UNUSED if importlib.util.find_spec(name.partition(".")[0]) is None]
-    for name in missing_here:
+    # All are looked for before any is put in: vllm's place taken, its parts would count as installed.
+    for name in [name for name in UNUSED if importlib.util.find_spec(name.partition(".")[0]) is None]:
         sys.modules[name] = _Hollow(name)
 
 

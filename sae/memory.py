@@ -23,8 +23,8 @@ def keep_freed_memory() -> None:
 
     oneDNN, which does torch's products, is told to keep nothing of a product for the next one of the same shape:
     batches of contexts have ever new shapes, and on a processor with AVX2 up to a thousand of them keep megabytes each
-    (6 GB after 1.5M tokens). Where bfloat16 products are fast, what is kept is small and worth more. Works before the
-    first product, and unless the user has set `ONEDNN_PRIMITIVE_CACHE_CAPACITY`.
+    (6 GB after 1.5M tokens). Where bfloat16 products are fast, memory stayed below 1 GB with what is kept: there it is
+    left alone. Works before the first product, and unless the user has set `ONEDNN_PRIMITIVE_CACHE_CAPACITY`.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

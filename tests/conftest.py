@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,22 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from planted import write_planted_run
 
     return write_planted_run(tmp_path_factory.mktemp("planted") / "run")
+
+
+@pytest.fixture(scope="session")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A planted run that an LLM has explained; what changes it works on a copy."""
+    from explained import explained_run
+
+    return explained_run(tmp_path_factory.mktemp("planted") / "run")
+
+
+@pytest.fixture
+def flags_for(tmp_path: Path, neox_folder: Path, corpus_file: Path) -> Callable[[str], list[str]]:
+    """The flags of a short training, by the name of its run."""
+    from stopping import training_flags
+
+    return lambda name: training_flags(tmp_path / name, neox_folder, corpus_file)
 
 
 @pytest.fixture(scope="session")

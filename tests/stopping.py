@@ -13,6 +13,8 @@ import pytest
 from sae.train import main
 from sae.trainer import Trainer
 
+Flags = Callable[[str], list[str]]
+"""The flags of a training, by the name of its run."""
 CLOCK = ("seconds", "tokens_per_second")
 """Columns of the log that a clock gives."""
 

@@ -9,16 +9,11 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer
-from explained import edit, explained_run, explanations_of, flags, scores_of, table
+from explained import edit, explanations_of, flags, scores_of, table
 from planted import BIGRAM, DEAD, RARE, TOKEN
 
 from autointerp.score import main as score
 from sae.cli import run_stage
-
-
-@pytest.fixture(scope="module")
-def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from stopping import stopped
 from torch import Tensor
 from torch.nn import functional
 
@@ -181,21 +182,9 @@ def test_a_training_gets_as_far_as_on_a_cpu(
 def test_a_training_that_went_on_has_the_bits_of_one_that_was_not_stopped(
     tmp_path: Path, neox_folder: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(BaseException):
-        pass
-
     flags = ("--device", "cuda", "--snapshot-steps", "10")
     _train(tmp_path / "whole", neox_folder, corpus_file, *flags)
-    step, calls = Trainer.step, [0]
-
-    def stopping(self: Trainer, *arguments: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 35:
-            raise Stopped
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Trainer, "step", stopping)
+    with stopped(monkeypatch, Trainer, "step", 34):
         _train(tmp_path / "parts", neox_folder, corpus_file, *flags)
     _train(tmp_path / "parts", neox_folder, corpus_file, *flags)
     whole, parts = (_dictionary(tmp_path / run) / "weights.safetensors" for run in ("whole", "parts"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from stopping import result_of, snapshot_folders, stop_after, stopped, training_flags
+from stopping import Flags, result_of, snapshot_folders, stop_after, stopped
 
 from sae.artifacts import dictionary_folder
 from sae.errors import InputError
@@ -24,12 +24,12 @@ HARD = ["--layers", "0", "1", "--seeds", "0", "3", "--skip-embed", "--dead-after
     ("state", "stops"), [("float32", (2, 9, 16, 23, 37)), ("bfloat16", (9, 42)), ("8bit", (38, 30))]
 )
 def test_a_training_stopped_at_many_steps_gives_the_files_of_one_that_was_not(
-    state: str, stops: tuple[int, ...], tmp_path: Path, neox_folder: Path, corpus_file: Path
+    state: str, stops: tuple[int, ...], tmp_path: Path, flags_for: Flags
 ) -> None:
     monkeypatch = pytest.MonkeyPatch()
     extra = [*HARD, "--optimiser-state", state, "--snapshot-steps", "2"]
-    main([*training_flags(tmp_path / "whole", neox_folder, corpus_file), *extra, "--snapshot-minutes", "0"])
-    flags = [*training_flags(tmp_path / "stopped", neox_folder, corpus_file), *extra]
+    main([*flags_for("whole"), *extra, "--snapshot-minutes", "0"])
+    flags = [*flags_for("stopped"), *extra]
     # Four dictionaries: in the middle of a step, and right after one; each process goes on from the last.
     for calls in stops:
         with stopped(monkeypatch, Trainer, "step", calls):
@@ -43,16 +43,12 @@ def test_a_training_stopped_at_many_steps_gives_the_files_of_one_that_was_not(
 
 
 def test_a_process_that_dies_while_it_writes_a_snapshot_leaves_the_one_before(
-    tmp_path: Path,
-    neox_folder: Path,
-    corpus_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flags_for: Flags
 ) -> None:
     caplog.set_level(logging.INFO)
     extra = ["--layers", "0", "1", "--skip-embed"]
-    main([*training_flags(tmp_path / "whole", neox_folder, corpus_file), *extra])
-    flags = [*training_flags(tmp_path / "stopped", neox_folder, corpus_file), *extra]
+    main([*flags_for("whole"), *extra])
+    flags = [*flags_for("stopped"), *extra]
     # A snapshot is flushed 10 times here, the means 5 times: inside the means, a first, a second, between two.
     for flushes in (2, 9, 27, 15, 34):
         with stopped(monkeypatch, os, "fsync", flushes):
@@ -64,14 +60,10 @@ def test_a_process_that_dies_while_it_writes_a_snapshot_leaves_the_one_before(
 
 
 def test_going_on_is_said_in_one_line_and_the_subject_does_not_read_again(
-    tmp_path: Path,
-    neox_folder: Path,
-    corpus_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flags_for: Flags
 ) -> None:
     caplog.set_level(logging.INFO)
-    flags = [*training_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0"]
+    flags = [*flags_for("run"), "--layers", "0"]
     stop_after(20, flags, monkeypatch)
     assert "going on" not in caplog.text
     seen = []
@@ -86,15 +78,11 @@ def test_going_on_is_said_in_one_line_and_the_subject_does_not_read_again(
 
 
 def test_dictionaries_go_on_without_the_ones_that_were_trained_beside_them(
-    tmp_path: Path,
-    neox_folder: Path,
-    corpus_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flags_for: Flags
 ) -> None:
     caplog.set_level(logging.INFO)
-    main([*training_flags(tmp_path / "alone", neox_folder, corpus_file), "--layers", "1", "--skip-embed"])
-    flags = training_flags(tmp_path / "run", neox_folder, corpus_file)
+    main([*flags_for("alone"), "--layers", "1", "--skip-embed"])
+    flags = flags_for("run")
     with stopped(monkeypatch, Trainer, "step", 30):
         main([*flags, "--layers", "0", "1", "2", "--skip-embed"])
     main([*flags, "--layers", "1", "--skip-embed"])
@@ -103,31 +91,23 @@ def test_dictionaries_go_on_without_the_ones_that_were_trained_beside_them(
 
 
 def test_a_training_killed_between_its_dictionaries_does_not_train_the_rest_anew(
-    tmp_path: Path,
-    neox_folder: Path,
-    corpus_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flags_for: Flags
 ) -> None:
     from sae import train
 
     caplog.set_level(logging.INFO)
-    flags = [*training_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0", "1"]
+    flags = [*flags_for("run"), "--layers", "0", "1"]
     with stopped(monkeypatch, train, "save_dictionary", 1):
         main(flags)
     assert dictionary_folder(tmp_path / "run", "layers.0.k4.x2").exists()
     main(flags)
     assert "going on at step 23 of 24" in caplog.text
-    main([*training_flags(tmp_path / "whole", neox_folder, corpus_file), "--layers", "0", "1"])
+    main([*flags_for("whole"), "--layers", "0", "1"])
     assert result_of(tmp_path / "whole") == result_of(tmp_path / "run")
 
 
 def test_an_exploding_loss_stops_names_the_state_before_and_the_others_can_go_on(
-    tmp_path: Path,
-    neox_folder: Path,
-    corpus_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flags_for: Flags
 ) -> None:
     caplog.set_level(logging.INFO)
     original = Trainer.step
@@ -136,7 +116,7 @@ def test_an_exploding_loss_stops_names_the_state_before_and_the_others_can_go_on
         bad = self.model.k == 3 and self.tokens >= 15 * 256
         return original(self, x * math.nan if bad else x, *rest)
 
-    flags = [*training_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0"]
+    flags = [*flags_for("run"), "--layers", "0"]
     message = (
         r"^training of layers\.0\.k3\.x2 diverged at step 15 \(FVU nan, learning rate [\d.e-]+\); pass a lower "
         r"--learning-rate .* starts anew; the state before that is kept in .*/step-15, from where the others go on"
@@ -152,5 +132,5 @@ def test_an_exploding_loss_stops_names_the_state_before_and_the_others_can_go_on
         assert "going on at step 15 of 24" in caplog.text
     main([*flags, "--ks", "5"])
     assert caplog.text.count("going on at step 15 of 24") == 2
-    main([*training_flags(tmp_path / "alone", neox_folder, corpus_file), "--layers", "0", "--k", "5"])
+    main([*flags_for("alone"), "--layers", "0", "--k", "5"])
     assert result_of(tmp_path / "alone") == result_of(tmp_path / "run")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer
-from explained import MODEL, edit, explained_run, explanations_of, flags, scores_of, table
+from explained import MODEL, edit, explanations_of, flags, scores_of, table
 from planted import BIGRAM, DENSE, DICTIONARY, NOISE, RARE, TOKEN, planted_cache
 
 from autointerp import score as stage
@@ -23,11 +23,6 @@ from autointerp.records import ANSWERED
 from autointerp.score import main as score
 from sae.artifacts import latents_folder, read_manifest, write_json
 from sae.cli import run_stage
-
-
-@pytest.fixture(scope="module")
-def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_run(tmp_path_factory.mktemp("planted") / "run")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stopping import result_of, snapshot_folders, stop_after, stopped, training_flags
+from stopping import Flags, result_of, snapshot_folders, stop_after, stopped
 
 from sae.config import TrainConfig
 from sae.snapshots import SnapshotClock, SnapshotStore, environment
@@ -44,13 +44,12 @@ def _flip(path: Path) -> None:
 def test_a_damaged_snapshot_is_one_line_and_the_training_starts_anew(
     damaged: tuple[str, Callable[[Path], None]],
     tmp_path: Path,
-    neox_folder: Path,
-    corpus_file: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    flags_for: Flags,
 ) -> None:
     caplog.set_level(logging.INFO)
-    flags = [*training_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0"]
+    flags = [*flags_for("run"), "--layers", "0"]
     stop_after(5, flags, monkeypatch)
     (folder,) = snapshot_folders(tmp_path / "run")
     assert [path.name for path in folder.iterdir()] == ["step-5"]
@@ -64,14 +63,10 @@ def test_a_damaged_snapshot_is_one_line_and_the_training_starts_anew(
 
 
 def test_a_snapshot_of_other_settings_is_not_used(
-    tmp_path: Path,
-    neox_folder: Path,
-    corpus_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flags_for: Flags
 ) -> None:
     caplog.set_level(logging.INFO)
-    flags = [*training_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0"]
+    flags = [*flags_for("run"), "--layers", "0"]
     stop_after(5, flags, monkeypatch)
     stop_after(3, [*flags, "--learning-rate", "1e-4"], monkeypatch)
     assert caplog.text.count("is not used: it was made with other settings") == 1
@@ -82,14 +77,10 @@ def test_a_snapshot_of_other_settings_is_not_used(
 
 
 def test_snapshots_that_are_off_are_neither_written_nor_used(
-    tmp_path: Path,
-    neox_folder: Path,
-    corpus_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flags_for: Flags
 ) -> None:
     caplog.set_level(logging.INFO)
-    flags = [*training_flags(tmp_path / "run", neox_folder, corpus_file), "--layers", "0"]
+    flags = [*flags_for("run"), "--layers", "0"]
     off = [*flags[:-4], *flags[-2:], "--snapshot-minutes", "0"]
     stop_after(5, off, monkeypatch)
     assert not snapshot_folders(tmp_path / "run")
@@ -100,14 +91,14 @@ def test_snapshots_that_are_off_are_neither_written_nor_used(
 
 
 def test_a_disk_that_is_full_is_one_warning_and_the_training_goes_on(
-    tmp_path: Path, neox_folder: Path, corpus_file: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, flags_for: Flags
 ) -> None:
-    main([*training_flags(tmp_path / "whole", neox_folder, corpus_file), "--layers", "0"])
+    main([*flags_for("whole"), "--layers", "0"])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # More than the weights take and less than the baselines: the system itself refuses to write on.
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     try:
-        main([*training_flags(tmp_path / "full", neox_folder, corpus_file), "--layers", "0"])
+        main([*flags_for("full"), "--layers", "0"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
