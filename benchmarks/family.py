@@ -57,6 +57,8 @@ class FamilyConfig:
     """Latents per dimension, of the dictionary over all layers and of each of one layer."""
     seed: int = 0
     """Seed of subjects, variants and dictionaries."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one. The subjects compute in float32 on either."""
 
     def __post_init__(self) -> None:
         # Here and not by the stage that gets the flag: that one may come hours later.
@@ -102,7 +104,8 @@ def steps(config: FamilyConfig) -> Iterator[Step]:
             work = config.out / "subjects" / f".{size}"
             shape = ["--layers", str(layers), "--hidden", str(width), "--heads", str(width // HEAD_WIDTH)]
             length = ["--tokens", str(config.subject_tokens), "--seed", str(config.seed)]
-            yield "benchmarks.train_subject", [*shape, *length, "--work", str(work), "--snapshot", str(subject)]
+            where = ["--work", str(work), "--snapshot", str(subject), "--device", config.device]
+            yield "benchmarks.train_subject", [*shape, *length, *where]
         for variant in config.variants:
             yield from _run_steps(config, subject, variant, run_folder(config.out, size, variant))
 
@@ -113,12 +116,13 @@ def run_folder(out: Path, size: str, variant: str) -> Path:
 
 
 def _run_steps(config: FamilyConfig, subject: Path, variant: str, run: Path) -> Iterator[Step]:
-    of = ["--subject", str(subject), "--variant", variant, "--variant-seed", str(config.seed)]
+    device = ["--device", config.device]
+    of = ["--subject", str(subject), "--variant", variant, "--variant-seed", str(config.seed), "--dtype", "float32"]
     dictionaries = ["--multi-layer", "--single-layers", "--k", str(config.k), "--expansion", str(config.expansion)]
     amount = ["--tokens", str(config.tokens), "--seed", str(config.seed)]
-    yield "sae.train", ["--run", str(run), *of, *dictionaries, *amount]
-    yield "sae.cache", ["--run", str(run), "--tokens", str(config.cache_tokens)]
-    yield "sae.layers", ["--run", str(run)]
+    yield "sae.train", ["--run", str(run), *of, *dictionaries, *amount, *device]
+    yield "sae.cache", ["--run", str(run), "--tokens", str(config.cache_tokens), *device]
+    yield "sae.layers", ["--run", str(run), *device]
     yield "autointerp.measure", ["--run", str(run)]
 
 

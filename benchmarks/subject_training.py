@@ -19,7 +19,7 @@ from transformers import GPTNeoXConfig
 
 from sae.contexts import Batch, ContextStore
 from sae.pydocs import cache_folder
-from sae.weights import initial_model
+from sae.weights import find_device, initial_model
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Recipe:
     """The loss is logged, at each checkpoint, on every so manieth context of the score split."""
     stop_after: int | None = None
     """Stop, as if interrupted, after so many steps."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one. The shipped subject was trained on a CPU."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -124,10 +126,11 @@ def rate_factor(seen: int, recipe: Recipe) -> float:
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Sum over the usable positions of -log p(token | tokens before it in its context), in nats."""
-    ids = torch.from_numpy(batch.ids)
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(batch.ids).to(device)
     # Padding is on the right, so causal attention hides it from every real position: no mask is needed.
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # type: ignore[operator]
-    inside = torch.arange(1, ids.shape[1]) < torch.from_numpy(batch.lengths)[:, None]
+    inside = (torch.arange(1, ids.shape[1]) < torch.from_numpy(batch.lengths)[:, None]).to(device)
     logits = model.get_output_embeddings()(hidden[inside])  # type: ignore[operator]
     return F.cross_entropy(logits, ids[:, 1:][inside], reduction="sum")
 
@@ -148,7 +151,7 @@ class Training:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.model = initial_model(subject_config(recipe), recipe.seed)
+        self.model = initial_model(subject_config(recipe), recipe.seed).to(find_device(recipe.device))
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():

@@ -41,7 +41,7 @@ WHOLE_SPLIT = 10**12
 """More tokens than any split has."""
 CHECKPOINT = "checkpoint.safetensors"
 SHAPE = ("seed", "vocabulary", "hidden", "layers", "heads", "context_length", "batch_tokens")
-NOT_RECIPE = ("work", "export", "snapshot", "checkpoint_seconds", "evaluate_every", "stop_after")
+NOT_RECIPE = ("work", "export", "snapshot", "checkpoint_seconds", "evaluate_every", "stop_after", "device")
 
 
 def trained_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
