@@ -207,6 +207,7 @@ def _write(
 ) -> None:
     """The analysis; the subject passes last, since they are what can take long."""
     (dictionary, singles), (subject, store) = dictionaries, measured
+    dictionary, singles = dictionary.to(subject.device), [single.to(subject.device) for single in singles]
     thresholds = Thresholds(args.thresholds, args.shares)
     log.info("reading the cache of %s", dictionary.name)
     spread = spread_of(latents_folder(args.run, dictionary.name), thresholds, args.bootstrap, args.seed)
@@ -215,7 +216,6 @@ def _write(
     if singles:
         summary["redundancy"] = redundancy_entry(*redundancy_of(args.run, singles, args.seed), singles)
     log.info("passing %d tokens through %s", store.n_tokens, subject.config.subject)
-    dictionary, singles = dictionary.to(subject.device), [single.to(subject.device) for single in singles]
     similarity = stream_similarity(subject, store, dictionary.layers)
     results = losses_of(subject, store, dictionary.layers, [dictionary, *singles], args.loss_tokens)
     summary |= {"similarity": similarity_entry(similarity), "fvu": fvu_entry(singles, results)}

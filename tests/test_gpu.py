@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from stopping import stopped
@@ -20,6 +21,8 @@ from sae.arithmetic import WITHOUT_TRITON, _triton_kernels, gpu_kernels
 from sae.cache import main as cache_main
 from sae.kernels import EncoderWeights, Transpose, decode, decode_reference, selected_values, summed
 from sae.latents import LatentCache
+from sae.layers import main as layers_main
+from sae.lens import main as lens_main
 from sae.shortlist import HalfEncoder, shortlist_topk
 from sae.sparsity import batch_topk, select_batch_topk, select_topk, topk
 from sae.train import main
@@ -204,3 +207,32 @@ def test_a_cache_holds_what_it_holds_when_made_on_a_cpu(tmp_path: Path, neox_fol
         cache = LatentCache.open(folder)
         pairs.append({(latent, int(t)) for latent in range(cache.n_latents) for t in cache.entries(latent)[0]})
     assert len(pairs[0] ^ pairs[1]) <= 0.001 * len(pairs[1]) and len(pairs[1]) > 1000
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_the_layers_of_latents_are_those_found_on_a_cpu(
+    dtype: str, tmp_path: Path, neox_folder: Path, corpus_file: Path
+) -> None:
+    here = f"--subject {neox_folder} --corpus {corpus_file} --context-length 64 --dtype {dtype} --device cuda".split()
+    gpu, cpu = tmp_path / "gpu", tmp_path / "cpu"
+    lens_main(["--run", str(gpu), *here, "--tokens", "4000", "--batch-tokens", "512", "--eval-tokens", "500"])
+    training = "--multi-layer --single-layers --lens --tokens 4000 --k 4 --expansion 2 --batch-tokens 256"
+    main(["--run", str(gpu), *here, *training.split(), "--buffer-tokens", "1024", "--eval-tokens", "500"])
+    cache_main(["--run", str(gpu), "--tokens", "3000"])
+    shutil.copytree(gpu, cpu)
+    found = [_layers(run, device) for run, device in ((gpu, "cuda"), (cpu, "cpu"))]
+    close = 1e-3 if dtype == "float32" else 0.05
+    assert found[0] == pytest.approx(found[1], rel=close, abs=close)
+
+
+def _layers(run: Path, device: str) -> list[float]:
+    """Figures of the analysis on a device: from the cache, from passes of the subject, from the decoders."""
+    asked = ["--run", str(run), "--device", device]
+    layers_main([*asked, "--tokens", "400", "--loss-tokens", "200", "--bootstrap", "20"])
+    (folder,) = (run / "layers").glob("[!.]*")
+    layers_main([*asked, "--prompt", "Document 3: the river", "--steer", "1", "--at-layer", "0", "--factor", "2"])
+    (steered,) = (run / "prompts").glob("*/*/steered-*.csv")
+    largest_change = pd.read_csv(steered)["change"].abs().max()
+    summary, rows = json.loads((folder / "summary.json").read_text()), pd.read_csv(folder / "layers.csv")
+    numbers = [summary["variance"]["between_latents"]["value"], summary["mean_max_cosine"], largest_change]
+    return [*numbers, *rows["cosine_next"].dropna(), *rows["fvu"], *rows["kl"]]
