@@ -15,6 +15,8 @@ from sae.artifacts import Manifest, complete_folders, dictionary_folder, digest,
 from sae.errors import InputError
 from sae.latents import LatentCache
 
+JSON = json.JSONEncoder(ensure_ascii=False)
+
 EXPLANATIONS = "explanations.jsonl"
 JUDGEMENTS = "judgements.jsonl"
 SCORES = "scores.csv"
@@ -115,7 +117,7 @@ def usage_by_latent(folder: Path) -> dict[int, Usage]:
 
 def line(row: Any) -> str:
     """A row as one line of JSON."""
-    return json.dumps(plain_row(row), ensure_ascii=False) + "\n"
+    return JSON.encode(plain_row(row)) + "\n"
 
 
 def plain_row(row: Any) -> Row:

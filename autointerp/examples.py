@@ -28,6 +28,8 @@ POOL = 20_000
 """Score contexts among which the matching non-activating ones are looked for; keeps the time flat in large caches."""
 KEPT = 256
 """Latents whose windows stay in memory, some 200 kB each."""
+NOT_THERE = np.iinfo(np.int64).max
+"""Distance of what cannot be a counterpart."""
 AT_ONCE = 16
 """Windows whose places are looked up in one call, which takes 10 MB in the largest pool."""
 TRAIN, CONTRAST, TEST, MATCH, PLACE = range(5)
@@ -209,18 +211,20 @@ class ExampleSampler:
         fires_in = np.flatnonzero(~fires.none_in(offsets, offsets + lengths))
         free, far = np.ones(len(pool), bool), int(self.lengths.max())
         found: dict[int, int] = {}
+        distances: dict[tuple[int, bool], Ints] = {}
         order = rng.permutation(len(test))
         for i, silent in zip(order.tolist(), _silent_there(fires, test[order], offsets[fires_in]), strict=True):
             fits = free & (lengths >= test.start[i] + test.length[i])
             # A context in which it fires elsewhere may still do.
             fits[fires_in] &= silent
-            choices = np.flatnonzero(fits)
-            if not len(choices):
+            kind = int(self.lengths[test.context[i]]), bool(self._later[test.context[i]])
+            if kind not in distances:
+                distances[kind] = np.abs(lengths - kind[0]) + far * (later != kind[1])
+            distance = np.where(fits, distances[kind], NOT_THERE)
+            least = distance.min(initial=NOT_THERE)
+            if least == NOT_THERE:
                 continue
-            context = test.context[i]
-            distance = np.abs(lengths[choices] - self.lengths[context])
-            distance += far * (later[choices] != self._later[context])
-            nearest = choices[distance == distance.min()]
+            nearest = np.flatnonzero(distance == least)
             choice = int(nearest[rng.integers(len(nearest))])
             found[i], free[choice] = int(pool[choice]), False
         matched = np.array(sorted(found), np.int64)

@@ -181,10 +181,18 @@ def marks_for(texts: Iterable[str]) -> tuple[str, str]:
 def highlighted(tokens: Sequence[str], marked: Sequence[bool], marks: tuple[str, str]) -> str:
     """The text with a mark before and after each run of marked tokens."""
     opening, closing = marks
-    parts, inside = [], False
-    for token, mark in zip(tokens, marked, strict=True):
-        if mark != inside:
-            parts.append(opening if mark else closing)
-            inside = mark
-        parts.append(token)
-    return "".join(parts) + (closing if inside else "")
+    parts, stop = list(tokens), 0
+    # Few tokens are marked: from one run to the next.
+    while (start := _next(marked, True, stop)) < len(parts):
+        stop = _next(marked, False, start)
+        parts[start] = opening + parts[start]
+        parts[stop - 1] += closing
+    return "".join(parts)
+
+
+def _next(marked: Sequence[bool], mark: bool, start: int) -> int:
+    """Where the next one of a kind is; behind the last where there is none."""
+    try:
+        return marked.index(mark, start)
+    except ValueError:
+        return len(marked)

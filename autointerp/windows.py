@@ -156,7 +156,8 @@ class WindowReader:
         try:
             return list(map(self._alone.__getitem__, ids))
         except KeyError:
-            for i in set(ids) - self._alone.keys() - self._together:
+            # Not a difference of sets: that would walk over all ids that are known.
+            for i in [i for i in set(ids) if i not in self._alone and i not in self._together]:
                 (string,) = self._pieces([i])
                 if UNDECODED in string:
                     self._together.add(i)

@@ -31,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import delphi_contender
-from benchmarks.timings import Timing, Timings, check_sizes, peak_kib, timed
+from benchmarks.timings import OwnMemory, Timing, Timings, check_sizes, peak_kib, timed
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
 from sae.architecture import Architecture
 from sae.artifacts import latents_folder
@@ -125,7 +125,7 @@ def measured(config: SpeedConfig, folder: Path) -> dict[str, Any]:
         },
         "tokens_a_cpu_second": {name: round(1 / timings.cpu(name)) for name in timings.rounds},
         "over_the_floor": round(timings.cpu_ratio("ours", "floor"), 3),
-        "ours": {name: ours[name] for name in ("tokens", "bytes_a_token", "before_mb", "peak_mb")},
+        "ours": {name: ours[name] for name in ("tokens", "bytes_a_token", "before_mb", "peak_mb", "own_peak_mb")},
         "delphi": why_not or {},
     }
     if not why_not:
@@ -201,14 +201,15 @@ def ours(config: SpeedConfig) -> dict[str, Any]:
     # A complete cache would be kept as it is.
     shutil.rmtree(run, ignore_errors=True)
     before = peak_kib()
-    timing = timed(lambda: cache(command))
+    with OwnMemory() as memory:
+        timing = timed(lambda: cache(command))
     found = _cache_of(config.folder)
     size = sum(path.stat().st_size for path in found.folder.iterdir())
     peak = peak_kib()
     sizes = {"bytes_a_token": round(size / found.n_tokens, 1)}
     return {
         **{**timing._asdict(), "tokens": found.n_tokens, **sizes},
-        **{"before_mb": round(before / 1024), "peak_mb": round(peak / 1024)},
+        **{"before_mb": round(before / 1024), "peak_mb": round(peak / 1024), "own_peak_mb": round(memory.kib / 1024)},
     }
 
 

@@ -16,6 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,15 @@ def file_digest(path: Path) -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that can change a result."""
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    return {name: version for name in PACKAGES if (version := _version(name))}
+
+
+@cache
+def _version(name: str) -> str | None:
+    # What is installed does not change while a stage runs, and looking it up reads the package's whole description.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

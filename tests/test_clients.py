@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from chat_server import ChatServer
 
 from autointerp.clients import make_client, openai_compatible
 from autointerp.clients.cached import CachedClient
+from autointerp.clients.connections import http_client
 from autointerp.clients.openai_compatible import OpenAIClient, without_thoughts
 from autointerp.clients.pacing import retry_after
 from autointerp.clients.scripted import ScriptedClient
@@ -125,6 +128,39 @@ def test_an_unreachable_server_is_named() -> None:
     found = answer(OpenAIClient("m", "http://127.0.0.1:9/v1", SECRET, 0, 5.0))
     assert found.finish_reason == "unreachable"
     assert found.error and "http://127.0.0.1:9/v1" in found.error
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD[:20], HEAD, HEAD + b'{"choices": [', b"SSH-2.0-no web server\r\n"])
+def test_a_connection_that_breaks_was_cut_and_is_no_time_out(sent: bytes) -> None:
+    """A server that reads the request, sends this and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                connection.recv(65536)
+                connection.sendall(sent)
+                connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        found = answer(OpenAIClient("m", url, SECRET, 1, 5.0))
+        # The same request may succeed later: it was sent twice.
+        thread.join(5)
+        assert not thread.is_alive()
+    assert found.finish_reason == "cut" and found.error and url in found.error and SECRET not in found.error
+
+
+def test_where_a_proxy_is_set_the_librarys_own_connections_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert http_client(1.0) is not None
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert http_client(1.0) is None
 
 
 @pytest.mark.parametrize(

@@ -86,18 +86,21 @@ class Server(ScriptedClient):
         return await super().complete(request)
 
 
-def asked(n: int) -> list[Request]:
-    return [Request("t", (Message("user", f"{i:0100d}"),), sampling=Sampling(max_tokens=100)) for i in range(n)]
+def asked(n: int, lengths: tuple[int, ...] = (100,)) -> list[Request]:
+    texts = (f"{i:0{lengths[i % len(lengths)]}d}" for i in range(n))
+    return [Request("t", (Message("user", text),), sampling=Sampling(max_tokens=100)) for text in texts]
 
 
 USUAL = Usage(25, 10)
 
 
-def spend(budget: Budget, n: int, concurrency: int, usage: Usage = USUAL) -> tuple[Server, dict[int, Completion]]:
+def spend(
+    budget: Budget, n: int, concurrency: int, usage: Usage = USUAL, lengths: tuple[int, ...] = (100,)
+) -> tuple[Server, dict[int, Completion]]:
     server, found = Server(lambda _: Completion("yes", "m", usage=usage)), {}
     client = MeteredClient(server, budget)
     try:
-        asyncio.run(answer_all(asked(n), client, concurrency, found.__setitem__, "test"))
+        asyncio.run(answer_all(asked(n, lengths), client, concurrency, found.__setitem__, "test"))
     except InputError as error:
         assert "used up" in str(error) and "run the same command again" in str(error) and "\n" not in str(error)
     assert server.now == 0, "nothing was in flight when it stopped"
@@ -110,6 +113,14 @@ def test_a_budget_is_a_hard_stop_that_loses_no_answer(concurrency: int) -> None:
     server, found = spend(Budget(1000, "tokens"), 100, concurrency)
     spent = 35 * len(server.requests)
     assert spent <= 1000 and 1000 - spent < 130 + 35
+    assert len(found) == len(server.requests)
+
+
+@pytest.mark.parametrize("concurrency", [8, 64])
+@pytest.mark.parametrize("amount", range(500, 1500, 100))
+def test_what_would_still_fit_is_not_sent_when_the_budget_is_over(concurrency: int, amount: int) -> None:
+    """It would be cancelled, and paid for again."""
+    server, found = spend(Budget(amount, "tokens"), 100, concurrency, lengths=(400, 200, 40))
     assert len(found) == len(server.requests)
 
 

@@ -232,3 +232,5 @@ def test_highlighting_joins_neighbours_and_can_be_taken_off_again() -> None:
     tokens, marked = ("a", "b", "c", " ", "d"), (False, True, True, False, True)
     assert highlighted(tokens, marked, ("<<", ">>")) == "a<<bc>> <<d>>"
     assert highlighted(tokens, (False,) * 5, ("<<", ">>")) == "abc d"
+    assert highlighted(tokens, (True,) * 5, ("<<", ">>")) == "<<abc d>>"
+    assert highlighted((), (), ("<<", ">>")) == ""

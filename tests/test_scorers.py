@@ -122,7 +122,7 @@ def test_a_token_is_highlighted_above_three_tenths_of_the_peak() -> None:
 
 
 def drawn_places(example: Example) -> set[tuple[int, ...] | None]:
-    return {wrong_places(example, np.random.default_rng(seed)) for seed in range(60)}
+    return {wrong_places(example, right_places(example), np.random.default_rng(seed)) for seed in range(60)}
 
 
 def test_wrong_highlights_are_the_right_ones_shifted_and_where_none_fits_they_are_anywhere() -> None:
@@ -138,7 +138,7 @@ def test_wrong_highlights_avoid_the_first_the_firing_and_the_invisible() -> None
 def test_wrong_highlights_have_their_peak_where_the_window_would_then_have_been_placed_so() -> None:
     odds = (1.0, 1.0, 0.0, 0.0, 0.0, 0.75, 0.25)
     example = dataclasses.replace(window([0, 0, 0, 5, 0, 0, 0]), peak_odds=odds)
-    drawn = [wrong_places(example, np.random.default_rng(seed)) for seed in range(400)]
+    drawn = [wrong_places(example, right_places(example), np.random.default_rng(seed)) for seed in range(400)]
     share = {place: drawn.count((place,)) / len(drawn) for place in range(7)}
     assert [share[i] for i in range(7)] == pytest.approx([0, 0.5, 0, 0, 0, 0.375, 0.125], abs=0.08)
 

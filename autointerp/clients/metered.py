@@ -40,6 +40,7 @@ class MeteredClient:
         self._in_flight = 0
         self._tokens_a_character = CAUTION / CHARACTERS_A_TOKEN
         self._waiting: list[asyncio.Future[None]] = []
+        self._over: InputError | None = None
 
     @property
     def can(self) -> frozenset[Ability]:
@@ -52,15 +53,20 @@ class MeteredClient:
         Raises:
             InputError: the budget does not reach for this request; no other is in flight then.
         """
-        bound = self.bound(request)
-        while self.spent + self._reserved + bound > self.budget.amount:
+        while True:
+            if self._over is not None:
+                # A smaller request might still fit, but would be cancelled, paid for, when the first one has raised.
+                raise self._over
+            # What was learnt about this server's tokens may have changed it.
+            bound = self.bound(request)
+            if self.spent + self._reserved + bound <= self.budget.amount:
+                break
             if not self._in_flight:
-                raise self._exhausted(bound)
+                self._over = self._exhausted(bound)
+                raise self._over
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             await turn
-            # What was learnt about this server's tokens may have changed it.
-            bound = self.bound(request)
         self._reserved += bound
         self._in_flight += 1
         try:

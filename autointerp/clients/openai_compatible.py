@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import httpx2
 import openai
 
-from autointerp.clients.connections import http_client
+from autointerp.clients.connections import http_client, was_cut
 from autointerp.clients.echoing import PATH, echo_body, echo_completion, prompts_of
 from autointerp.clients.pacing import Pace, backoff, retry_after
 from autointerp.clients.thoughts import encodable, without_thoughts
@@ -31,6 +32,10 @@ RETRIED = (408, 409, 425, 429)
 OVERLOADED = (429, 503, 529)
 """Statuses that say that less should be asked at a time."""
 
+LIBRARIES = (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError)
+"""Errors of the libraries that send a request."""
+NO_ANSWER = (ValueError, RecursionError)
+"""Errors of reading what was sent."""
 TAKEN_AT_ITS_WORD = 20
 """Attempts at one request between which a server that says how long to wait is believed, however short that is."""
 
@@ -222,7 +227,7 @@ class OpenAIClient:
                 # The same request as chat.completions.create sends, without walking through all messages to check
                 # types, which would take three times as long as the rest.
                 answer = await self.connection.post(PATH if prompts else "/chat/completions", cast_to=object, body=body)
-        except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError, RecursionError) as error:
+        except (*LIBRARIES, *NO_ANSWER, TimeoutError) as error:
             return self.failure(error)
         try:
             return echo_completion(self.model, prompts, answer) if prompts else self.completion(answer)
@@ -232,15 +237,14 @@ class OpenAIClient:
     def failure(self, error: Exception) -> Failure:
         """What an exception of the library means."""
         cause: BaseException = error.__cause__ or error
-        if isinstance(error, (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException)):
+        cut = was_cut(error)
+        if not cut and isinstance(error, (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException)):
             # A connection that is never made means another thing than an answer that takes long.
             kind = "unreachable" if isinstance(cause, httpx2.ConnectTimeout) else "timeout"
             return Failure(kind, f"no answer from {self.address} within {self.timeout:g} s (--timeout)", again=True)
-        if isinstance(error, openai.APIConnectionError) or (
-            isinstance(error, httpx2.HTTPError) and not isinstance(error, openai.APIError)
-        ):
+        if isinstance(error, openai.APIConnectionError) or not isinstance(error, (openai.OpenAIError, *NO_ANSWER)):
             why = encodable(" ".join(str(cause).split()))[:200] or type(cause).__name__
-            if isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol)):
+            if not cut and isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol)):
                 return Failure("unreachable", self.without_key(f"no connection to {self.address} ({why})"), again=True)
             return Failure("cut", self.without_key(f"the connection to {self.address} was cut ({why})"), again=True)
         reason = self.without_key(encodable(" ".join(str(error).split())[:300])) or type(error).__name__

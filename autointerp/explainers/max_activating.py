@@ -52,7 +52,8 @@ class ContrastiveExplainer(MaxActivatingExplainer):
 
 
 def _shown(example: Example, peak: float, marks: tuple[str, str]) -> dict[str, object]:
-    marked = [a > MARK_ABOVE * example.peak for a in example.activations]
+    bound = MARK_ABOVE * example.peak
+    marked = [a > bound for a in example.activations]
     strengths = [
         (token, round(STEPS * activation / peak))
         for token, activation, mark in zip(example.tokens, example.activations, marked, strict=True)

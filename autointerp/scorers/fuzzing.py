@@ -59,8 +59,8 @@ class FuzzingScorer:
     def _trial(self, part: Sequence[Highlighted], explanation: str) -> Trial:
         marks = marks_for(one.example.text for one in part)
         texts = [
-            highlighted(one.example.tokens, [i in one.places for i in range(len(one.example.tokens))], marks)
-            for one in part
+            highlighted(one.example.tokens, [i in places for i in range(len(one.example.tokens))], marks)
+            for one, places in ((one, set(one.places)) for one in part)
         ]
         context = {"explanation": explanation, "texts": texts, "opening": marks[0], "closing": marks[1]}
         request = self.prompts.request(self.task, context)
@@ -104,25 +104,29 @@ def right_places(example: Example) -> Places:
     return tuple(i for i, a in enumerate(example.activations) if i and a > bound and example.tokens[i])
 
 
-def wrong_places(example: Example, rng: np.random.Generator) -> Places | None:
+def wrong_places(example: Example, right: Places, rng: np.random.Generator) -> Places | None:
     """As many tokens as are right, on which the latent does not fire; None where there are not enough.
 
     They are the right ones shifted as a whole, so that their shape gives nothing away, and their peak lies where it
     could have been, with the odds that the window would then have been placed where it is, so that neither does their
     position. Where no shift fits they are anywhere.
     """
-    right = right_places(example)
-    allowed = {i for i, a in enumerate(example.activations) if i and a == 0 and example.tokens[i]}
+    tokens, activations = example.tokens, example.activations
+    allowed = [i for i, a in enumerate(activations) if a == 0 and i and tokens[i]]
     if not right or len(allowed) < len(right):
         return None
-    peak = max(right, key=lambda i: example.activations[i])
-    odds = example.peak_odds or (1.0,) * len(example.tokens)
-    shifts = range(-right[0], len(example.tokens) - right[-1])
-    fitting = [by for by in shifts if odds[peak + by] and allowed.issuperset(i + by for i in right)]
+    peak = max(right, key=activations.__getitem__)
+    odds = example.peak_odds or (1.0,) * len(tokens)
+    # Places as bits of a number: whether a shift fits is then one comparison.
+    forbidden, shape = ~sum(1 << i for i in allowed), sum(1 << (i - right[0]) for i in right)
+    shifts = range(-right[0], len(tokens) - right[-1])
+    fitting = [by for by in shifts if odds[peak + by] and not (shape << (right[0] + by)) & forbidden]
     if not fitting:
-        return tuple(sorted(rng.choice(sorted(allowed), len(right), replace=False).tolist()))
+        return tuple(sorted(rng.choice(allowed, len(right), replace=False).tolist()))
     weights = np.array([odds[peak + by] for by in fitting])
-    by = int(rng.choice(fitting, p=weights / weights.sum()))
+    # As rng.choice draws, without its checks, which take longer than all of this.
+    below = np.cumsum(weights / weights.sum())
+    by = fitting[int(np.searchsorted(below / below[-1], rng.random(), side="right"))]
     return tuple(i + by for i in right)
 
 
@@ -130,7 +134,8 @@ def _pairs(windows: Sequence[Example], rng: np.random.Generator) -> list[tuple[H
     """Each window with wrong and with right highlights; a window without room for wrong ones is left out of both."""
     pairs = []
     for window in windows:
-        wrong = wrong_places(window, rng)
+        right = right_places(window)
+        wrong = wrong_places(window, right, rng)
         if wrong is not None:
-            pairs.append((Highlighted(window, wrong, 0), Highlighted(window, right_places(window), 1)))
+            pairs.append((Highlighted(window, wrong, 0), Highlighted(window, right, 1)))
     return pairs
