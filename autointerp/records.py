@@ -114,14 +114,14 @@ class Request:
     sampling: Sampling = Sampling()
     schema: Mapping[str, Any] | None = field(repr=False, default=None)
     """JSON schema of the answer, which is sent where `sampling.structured` says that the server understands it."""
+    _keys: dict[str, str] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def key(self, model: str) -> str:
         """sha256 of what is sent and to which model; the variables count where no message is sent."""
         # Journal, store and rows ask for it one after the other.
-        known: dict[str, str] = self.__dict__.setdefault("_keys", {})
-        if model not in known:
-            known[model] = self._digest(model)
-        return known[model]
+        if model not in self._keys:
+            self._keys[model] = self._digest(model)
+        return self._keys[model]
 
     def _digest(self, model: str) -> str:
         sent: dict[str, Any] = {

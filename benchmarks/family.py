@@ -1,7 +1,7 @@
 """Both papers' questions by the size of the subject: a family of one recipe, its random twins, multi-layer SAEs.
 
     python benchmarks/family.py --out runs/family
-    python benchmarks/family.py --out runs/family --sizes 2x64 4x128 --tokens 200000
+    python benchmarks/family.py --out runs/family --sizes 4x64 4x128 --tokens 200000
 
 Trains the subjects (layers x width, all on as many tokens as the embedded one; `embedded` is that one as shipped), then
 for each of them and its twins one dictionary over all layers with one a layer beside it, caches, measures and analyses
@@ -41,7 +41,7 @@ class FamilyConfig:
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the subjects and of the runs."""
-    sizes: tuple[str, ...] = ("2x64", "4x128", "8x128", EMBEDDED)
+    sizes: tuple[str, ...] = ("4x64", "4x128", EMBEDDED, "2x128", "8x128")
     """Layers x width of each subject, the width a multiple of 32; `embedded` is the shipped one, 4x256."""
     variants: tuple[Variant, ...] = ("trained", "rerandomised")
     """Each subject's variants."""

@@ -60,15 +60,15 @@ WHERE = {
     "within_token_share": "within a token",
 }
 """Columns of the second: at how many layers over all texts, on one prompt, on one token."""
-DIRECTIONS = {
+LOSSES_AND_DIRECTIONS = {
     "subject": "subject",
     "variant": "variant",
     "ce_recovered": "CE recovered",
-    "ce_recovered_single": "single",
-    "ce_recovered_single_elsewhere": "single elsewhere",
+    "ce_recovered_single": "CE single",
+    "ce_recovered_single_elsewhere": "CE single elsewhere",
     "kl": "KL",
-    "kl_single": "single",
-    "kl_single_elsewhere": "single elsewhere",
+    "kl_single": "KL single",
+    "kl_single_elsewhere": "KL single elsewhere",
     "mean_max_cosine": "mean max cosine",
     "redundancy": "with the next layer's",
     "redundancy_chance": "by chance",
@@ -100,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.runs:
         raise InputError("name at least one run")
     rows = [row_of(read_summary(run, args.dictionary), args.active) for run in args.runs]
-    tables = [[*table(list(h.values()), [_cells(row, h) for row in rows]), ""] for h in (HEADER, WHERE, DIRECTIONS)]
+    tables = [
+        [*table(list(h.values()), [_cells(row, h) for row in rows]), ""] for h in (HEADER, WHERE, LOSSES_AND_DIRECTIONS)
+    ]
     text = "\n".join(line for lines in tables for line in lines)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
