@@ -14,7 +14,7 @@ import aiohttp
 import httpx2
 import openai
 
-from autointerp.clients.connections import http_client, was_cut
+from autointerp.clients.connections import closed_ones_noticed, http_client, not_made, was_cut
 from autointerp.clients.echoing import PATH, echo_body, echo_completion, prompts_of
 from autointerp.clients.pacing import Pace, backoff, retry_after
 from autointerp.clients.thoughts import encodable, without_thoughts
@@ -113,7 +113,7 @@ class OpenAIClient:
                 base_url=self.base_url,
                 max_retries=0,
                 timeout=self.timeout,
-                http_client=http_client(self.timeout),
+                http_client=http_client(self.timeout, self.base_url),
             )
         return self._connection
 
@@ -224,6 +224,7 @@ class OpenAIClient:
         try:
             # The library's own time-out is between two bytes: a server that drips would never be given up.
             async with asyncio.timeout(self.timeout):
+                await closed_ones_noticed()
                 # The same request as chat.completions.create sends, without walking through all messages to check
                 # types, which would take three times as long as the rest.
                 answer = await self.connection.post(PATH if prompts else "/chat/completions", cast_to=object, body=body)
@@ -237,14 +238,14 @@ class OpenAIClient:
     def failure(self, error: Exception) -> Failure:
         """What an exception of the library means."""
         cause: BaseException = error.__cause__ or error
-        cut = was_cut(error)
-        if not cut and isinstance(error, (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException)):
+        cut, unmade = was_cut(error), not_made(error)
+        if not (cut or unmade) and isinstance(error, (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException)):
             # A connection that is never made means another thing than an answer that takes long.
             kind = "unreachable" if isinstance(cause, httpx2.ConnectTimeout) else "timeout"
             return Failure(kind, f"no answer from {self.address} within {self.timeout:g} s (--timeout)", again=True)
         if isinstance(error, openai.APIConnectionError) or not isinstance(error, (openai.OpenAIError, *NO_ANSWER)):
             why = encodable(" ".join(str(cause).split()))[:200] or type(cause).__name__
-            if not cut and isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol)):
+            if unmade or (not cut and isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol))):
                 return Failure("unreachable", self.without_key(f"no connection to {self.address} ({why})"), again=True)
             return Failure("cut", self.without_key(f"the connection to {self.address} was cut ({why})"), again=True)
         reason = self.without_key(encodable(" ".join(str(error).split())[:300])) or type(error).__name__
