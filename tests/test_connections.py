@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import socket
 import threading
@@ -15,6 +16,7 @@ import pytest
 from autointerp.clients.connections import http_client
 from autointerp.clients.openai_compatible import OpenAIClient
 from autointerp.records import Completion, Message, Request
+from sae.errors import InputError
 
 SECRET = "sk-secret"
 BODY = json.dumps({"choices": [{"message": {"content": "[1]"}, "finish_reason": "stop"}]}).encode()
@@ -112,3 +114,10 @@ def test_more_connections_than_the_librarys_thousand_are_made() -> None:
             await client.close()
 
     assert asyncio.run(limit()) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("socksio") is not None, reason="such a proxy can be used")
+def test_a_proxy_that_cannot_be_used_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    with pytest.raises(InputError, match="SOCKS"):
+        answers("http://127.0.0.1:9/v1")

@@ -106,15 +106,22 @@ class OpenAIClient:
 
     @property
     def connection(self) -> openai.AsyncOpenAI:
-        """Made at the first use and not before, because its connections belong to the running event loop."""
+        """Made at the first use and not before, because its connections belong to the running event loop.
+
+        Raises:
+            InputError: a proxy is set that wants a package that is not installed.
+        """
         if self._connection is None:
-            self._connection = openai.AsyncOpenAI(
-                api_key=self._key,
-                base_url=self.base_url,
-                max_retries=0,
-                timeout=self.timeout,
-                http_client=http_client(self.timeout, self.base_url),
-            )
+            try:
+                self._connection = openai.AsyncOpenAI(
+                    api_key=self._key,
+                    base_url=self.base_url,
+                    max_retries=0,
+                    timeout=self.timeout,
+                    http_client=http_client(self.timeout, self.base_url),
+                )
+            except ImportError as error:
+                raise InputError(f"the proxy that the environment names cannot be used: {error}") from None
         return self._connection
 
     async def complete(self, request: Request) -> Completion:
