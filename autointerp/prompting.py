@@ -179,7 +179,13 @@ def marks_for(texts: Iterable[str]) -> tuple[str, str]:
 
 
 def highlighted(tokens: Sequence[str], marked: Sequence[bool], marks: tuple[str, str]) -> str:
-    """The text with a mark before and after each run of marked tokens."""
+    """The text with a mark before and after each run of marked tokens.
+
+    Raises:
+        ValueError: there are not as many of the one as of the other.
+    """
+    if len(tokens) != len(marked):
+        raise ValueError(f"{len(tokens)} tokens, of which {len(marked)} are said to be marked or not")
     opening, closing = marks
     parts, stop = list(tokens), 0
     # Few tokens are marked: from one run to the next.

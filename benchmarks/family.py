@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sae.cli import parse, run_stage
 from sae.config import LARGEST_SEED, VARIANTS, Variant
 from sae.errors import InputError
+from sae.weights import find_device
 
 EMBEDDED = "embedded"
 EMBEDDED_WIDTH = 256
@@ -131,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(FamilyConfig, argv, "python benchmarks/family.py")
     if wrong := [variant for variant in config.variants if variant not in VARIANTS]:
         raise InputError(f"no variant {wrong[0]!r}; there are {', '.join(VARIANTS)}")
+    # Each stage would say so too, but the first one only when it has made its tokens.
+    find_device(config.device)
     todo = list(steps(config))
     for number, (module, flags) in enumerate(todo, start=1):
         print(f"[{number}/{len(todo)}] {module} {' '.join(flags[:2])}", file=sys.stderr, flush=True)

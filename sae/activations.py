@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae.contexts import Batch, ContextStore
 from sae.hookpoints import Hookpoint
+from sae.memory import Heap
 from sae.metrics import TokenMean
 from sae.subject import Subject, caught
 
@@ -62,7 +63,9 @@ def stream(
     subject: Subject, store: ContextStore, hookpoints: Sequence[Hookpoint], batches: Iterable[Batch]
 ) -> Iterator[ActivationBatch]:
     """Run the subject over batches of contexts and give the vectors at some of its hookpoints."""
+    heap = Heap()
     for part in contexts(store, batches):
+        heap.look()
         found = caught(subject, part.ids, part.documents, part.starts, hookpoints)
         kept = part.usable.to(subject.device)
         vectors = tuple(x[kept].float() for x in found)

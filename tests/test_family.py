@@ -48,6 +48,7 @@ def test_an_unknown_variant_starts_nothing(tmp_path: Path) -> None:
         ("--variants", "--variants takes one or more"),
         ("--variants trained rerandomised-block", "--variants rerandomised-block is a variant for each block"),
         ("--subject-tokens 0", "--subject-tokens must be at least 1, got 0"),
+        ("--device nowhere", "--device nowhere cannot be used"),
         ("--expansion 0", "--expansion must be at least 1, got 0"),
         ("--seed -1", "--seed must be between 0 and 4294967295, got -1"),
         ("--sizes 2x64 embedded --k 513", "--k 513 is out of range: the smallest subject's dictionary has 512 latents"),

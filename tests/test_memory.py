@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,3 +31,62 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "screen_dtype", lambda device: torch.float32)
     keep_freed_memory()
     assert os.environ[KEPT_PRODUCTS] == "7"
+
+
+HOLES = """
+import ctypes, sys
+from sae.memory import Heap, keep_freed_memory
+
+def own():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+keep_freed_memory()
+heap, libc = Heap(), ctypes.CDLL("libc.so.6")
+libc.malloc.restype = ctypes.c_void_p
+before, large = own(), []
+for _ in range(100):
+    large.append(libc.malloc(8 << 20))
+    ctypes.memset(large[-1], 1, 8 << 20)
+    libc.malloc(64)  # Stays, so that what is freed on both sides of it is in two parts.
+for address in large:
+    libc.free(ctypes.c_void_p(address))
+freed = own()
+heap.look()
+after = own()
+print(freed - before, after - before)
+"""
+
+
+def test_a_heap_that_has_grown_gives_back_what_is_free_in_it() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("another C library")
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True, cwd=root)
+    kept, left = map(float, done.stdout.split())
+    assert kept > 700 and left < 100
+
+
+def test_a_heap_that_has_not_grown_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, trimmed = iter([0, 50, 90, 90, 120]), list[int]()
+
+    class Library:
+        def malloc_trim(self, pad: int) -> None:
+            trimmed.append(pad)
+
+    monkeypatch.setattr(memory, "GROWN_BYTES", 80)
+    monkeypatch.setattr(memory, "_libc", Library)
+    heap = memory.Heap()
+    monkeypatch.setattr(heap, "_bytes", lambda: next(sizes))
+    for expected in (0, 0, 1, 1):
+        heap.look()
+        assert len(trimmed) == expected
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> ctypes.CDLL:
+        raise OSError("libc.so.6: cannot open shared object file")
+
+    monkeypatch.setattr(memory, "_libc", missing)
+    memory.Heap().look()
+    keep_freed_memory()

@@ -234,3 +234,9 @@ def test_highlighting_joins_neighbours_and_can_be_taken_off_again() -> None:
     assert highlighted(tokens, (False,) * 5, ("<<", ">>")) == "abc d"
     assert highlighted(tokens, (True,) * 5, ("<<", ">>")) == "<<abc d>>"
     assert highlighted((), (), ("<<", ">>")) == ""
+
+
+@pytest.mark.parametrize("marked", [(), (True,), (True, False, True)])
+def test_marks_for_more_or_fewer_tokens_are_refused(marked: tuple[bool, ...]) -> None:
+    with pytest.raises(ValueError, match="2 tokens"):
+        highlighted(("a", "b"), marked, ("<<", ">>"))

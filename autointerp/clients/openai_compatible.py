@@ -10,11 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import httpx2
 import openai
 
-from autointerp.clients.connections import http_client, was_cut
+from autointerp.clients.connections import http_client
 from autointerp.clients.echoing import PATH, echo_body, echo_completion, prompts_of
 from autointerp.clients.pacing import Pace, backoff, retry_after
 from autointerp.clients.thoughts import encodable, without_thoughts
@@ -32,7 +31,7 @@ RETRIED = (408, 409, 425, 429)
 OVERLOADED = (429, 503, 529)
 """Statuses that say that less should be asked at a time."""
 
-LIBRARIES = (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError)
+LIBRARIES = (openai.OpenAIError, httpx2.HTTPError)
 """Errors of the libraries that send a request."""
 NO_ANSWER = (ValueError, RecursionError)
 """Errors of reading what was sent."""
@@ -106,15 +105,22 @@ class OpenAIClient:
 
     @property
     def connection(self) -> openai.AsyncOpenAI:
-        """Made at the first use and not before, because its connections belong to the running event loop."""
+        """Made at the first use and not before, because its connections belong to the running event loop.
+
+        Raises:
+            InputError: a proxy is set that wants a package that is not installed.
+        """
         if self._connection is None:
-            self._connection = openai.AsyncOpenAI(
-                api_key=self._key,
-                base_url=self.base_url,
-                max_retries=0,
-                timeout=self.timeout,
-                http_client=http_client(self.timeout),
-            )
+            try:
+                self._connection = openai.AsyncOpenAI(
+                    api_key=self._key,
+                    base_url=self.base_url,
+                    max_retries=0,
+                    timeout=self.timeout,
+                    http_client=http_client(self.timeout),
+                )
+            except ImportError as error:
+                raise InputError(f"the proxy that the environment names cannot be used: {error}") from None
         return self._connection
 
     async def complete(self, request: Request) -> Completion:
@@ -237,14 +243,13 @@ class OpenAIClient:
     def failure(self, error: Exception) -> Failure:
         """What an exception of the library means."""
         cause: BaseException = error.__cause__ or error
-        cut = was_cut(error)
-        if not cut and isinstance(error, (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException)):
+        if isinstance(error, (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException)):
             # A connection that is never made means another thing than an answer that takes long.
             kind = "unreachable" if isinstance(cause, httpx2.ConnectTimeout) else "timeout"
             return Failure(kind, f"no answer from {self.address} within {self.timeout:g} s (--timeout)", again=True)
         if isinstance(error, openai.APIConnectionError) or not isinstance(error, (openai.OpenAIError, *NO_ANSWER)):
             why = encodable(" ".join(str(cause).split()))[:200] or type(cause).__name__
-            if not cut and isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol)):
+            if isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol)):
                 return Failure("unreachable", self.without_key(f"no connection to {self.address} ({why})"), again=True)
             return Failure("cut", self.without_key(f"the connection to {self.address} was cut ({why})"), again=True)
         reason = self.without_key(encodable(" ".join(str(error).split())[:300])) or type(error).__name__
