@@ -16,7 +16,7 @@ demo-full: .venv/installed
 	$(BIN)/python benchmarks/compare.py --suite benchmarks/suites/demo-full.toml --out runs/demo-full
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .
