@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 
@@ -29,7 +28,7 @@ def http_client(timeout: float) -> httpx2.AsyncClient | None:
     """
     if urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return None
-    return openai.DefaultAsyncHttpxClient(transport=Connections(httpx2.create_ssl_context()), timeout=timeout)
+    return openai.DefaultAsyncHttpxClient(transport=Connections(), timeout=timeout)
 
 
 class Connections(httpx2.AsyncBaseTransport):
@@ -39,16 +38,17 @@ class Connections(httpx2.AsyncBaseTransport):
     has no more than a thousand connections.
     """
 
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._context = context
+    def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send, and give the answer as soon as its headers are there."""
         if self._session is None:
+            # Reading the certificates takes longer than a request.
+            context = httpx2.create_ssl_context() if request.url.scheme == "https" else True
             self._session = aiohttp.ClientSession(
                 # As many connections as there are requests in flight, whose number is held elsewhere.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=5.0, ssl=self._context),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=5.0, ssl=context),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 max_line_size=LONGEST_HEADER,
