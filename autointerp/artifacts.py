@@ -16,6 +16,7 @@ from sae.errors import InputError
 from sae.latents import LatentCache
 
 JSON = json.JSONEncoder(ensure_ascii=False)
+"""json.dumps makes a new one for each text, which takes several times as long as the text."""
 
 EXPLANATIONS = "explanations.jsonl"
 JUDGEMENTS = "judgements.jsonl"

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import jinja2.meta
 
+from autointerp.artifacts import JSON
 from autointerp.records import Message, Request, Sampling
 from sae.artifacts import digest
 from sae.errors import InputError
@@ -44,8 +45,6 @@ TASKS: dict[str, frozenset[str]] = {
     "score/delphi_fuzzing": JUDGED | MARKED,
 }
 """The variables that a task's templates may read. No label is among them."""
-JSON = json.JSONEncoder(ensure_ascii=False)
-"""json.dumps makes a new one for each text, which takes several times as long as the text."""
 UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LABELS = re.compile("label|truth|y_true|activating|target|is_positive|answer_key", re.IGNORECASE)
 """What a variable is called that would give an answer away: its refusal says so."""

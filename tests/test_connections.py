@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import re
 import socket
 import threading
 import time
@@ -28,6 +29,18 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def whole(connection: socket.socket) -> bytes:
+    """The next request, which may come in parts; empty where there is none."""
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+        if end and len(body) >= int(length[1] if length else 0):
+            return data
+    return b""
+
+
 @contextmanager
 def serving(headers: str = "", closes: bool = False) -> Iterator[tuple[str, list[bytes]]]:
     """A server's address and port, and what was asked; with `closes` it closes each connection after an answer."""
@@ -36,7 +49,7 @@ def serving(headers: str = "", closes: bool = False) -> Iterator[tuple[str, list
 
     def serve(connection: socket.socket) -> None:
         with connection:
-            while data := connection.recv(65536):
+            while data := whole(connection):
                 asked.append(data)
                 connection.sendall(sent + BODY)
                 if closes:

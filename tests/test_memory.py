@@ -34,7 +34,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HOLES = """
-import ctypes, sys
+import ctypes
 from sae.memory import Heap, keep_freed_memory
 
 def own():

@@ -31,10 +31,6 @@ RETRIED = (408, 409, 425, 429)
 OVERLOADED = (429, 503, 529)
 """Statuses that say that less should be asked at a time."""
 
-LIBRARIES = (openai.OpenAIError, httpx2.HTTPError)
-"""Errors of the libraries that send a request."""
-NO_ANSWER = (ValueError, RecursionError)
-"""Errors of reading what was sent."""
 TAKEN_AT_ITS_WORD = 20
 """Attempts at one request between which a server that says how long to wait is believed, however short that is."""
 
@@ -233,7 +229,7 @@ class OpenAIClient:
                 # The same request as chat.completions.create sends, without walking through all messages to check
                 # types, which would take three times as long as the rest.
                 answer = await self.connection.post(PATH if prompts else "/chat/completions", cast_to=object, body=body)
-        except (*LIBRARIES, *NO_ANSWER, TimeoutError) as error:
+        except (openai.OpenAIError, httpx2.HTTPError, TimeoutError, ValueError, RecursionError) as error:
             return self.failure(error)
         try:
             return echo_completion(self.model, prompts, answer) if prompts else self.completion(answer)
@@ -247,7 +243,9 @@ class OpenAIClient:
             # A connection that is never made means another thing than an answer that takes long.
             kind = "unreachable" if isinstance(cause, httpx2.ConnectTimeout) else "timeout"
             return Failure(kind, f"no answer from {self.address} within {self.timeout:g} s (--timeout)", again=True)
-        if isinstance(error, openai.APIConnectionError) or not isinstance(error, (openai.OpenAIError, *NO_ANSWER)):
+        if isinstance(error, openai.APIConnectionError) or (
+            isinstance(error, httpx2.HTTPError) and not isinstance(error, openai.APIError)
+        ):
             why = encodable(" ".join(str(cause).split()))[:200] or type(cause).__name__
             if isinstance(cause, (httpx2.ConnectError, httpx2.UnsupportedProtocol)):
                 return Failure("unreachable", self.without_key(f"no connection to {self.address} ({why})"), again=True)
