@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 import httpx2
@@ -16,8 +19,6 @@ LONGEST_HEADER = 65536
 MOST_HEADERS = 1000
 PART = 1 << 16
 """Bytes of a body that are handed on at a time."""
-ROUNDS = 4
-"""Of the event loop, within which a connection that was closed is known as such."""
 
 
 def http_client(timeout: float) -> httpx2.AsyncClient | None:
@@ -48,21 +49,22 @@ class Connections(httpx2.AsyncBaseTransport):
             context = httpx2.create_ssl_context() if request.url.scheme == "https" else True
             self._session = aiohttp.ClientSession(
                 # As many connections as there are requests in flight, whose number is held elsewhere.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=5.0, ssl=context),
+                connector=_Connector(limit=0, keepalive_timeout=5.0, ssl=context),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 max_line_size=LONGEST_HEADER,
                 max_field_size=LONGEST_HEADER,
                 max_headers=MOST_HEADERS,
             )
-        await _closed_ones_noticed()
-        times = request.extensions.get("timeout", {})
+        url, times = request.url, request.extensions.get("timeout", {})
+        if url.userinfo:
+            # A name and password are in a header already, and aiohttp refuses to see them twice.
+            url = url.copy_with(username=None, password=None)
         with _as_the_library_says():
             response = await self._session.request(
                 request.method,
-                # A name and password are in a header already, and aiohttp refuses to see them twice.
-                str(request.url.copy_with(username=None, password=None)),
-                headers=request.headers,
+                str(url),
+                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
                 data=await request.aread() or None,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(sock_connect=times.get("connect"), sock_read=times.get("read")),
@@ -74,6 +76,35 @@ class Connections(httpx2.AsyncBaseTransport):
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connections of which none is used again that the server has closed.
+
+    The event loop knows of it only after its next round, and a process that is busy has rounds of a tenth of a second.
+    A request sent on such a connection would be lost.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._used: WeakSet[asyncio.Transport] = WeakSet()
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[aiohttp.tracing.Trace], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        """A connection for a request, from those that wait for one or a new one."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            transport = connection.transport
+            if transport is None or transport not in self._used:
+                break
+            # Nobody has asked: what can be read now is the end, or nothing that belongs to an answer.
+            if not _readable(transport.get_extra_info("socket").fileno()):
+                return connection
+            connection.close()
+        if transport is not None:
+            self._used.add(transport)
+        return connection
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -92,6 +123,15 @@ class _Body(httpx2.AsyncByteStream):
         self._response.release()
 
 
+def _readable(file: int) -> bool:
+    """Whether something has arrived."""
+    if not hasattr(select, "poll"):
+        return bool(select.select([file], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 @contextlib.contextmanager
 def _as_the_library_says() -> Iterator[None]:
     """Exceptions of aiohttp as those that the library knows."""
@@ -106,12 +146,3 @@ def _as_the_library_says() -> Iterator[None]:
     except aiohttp.ClientError as error:
         raise httpx2.ReadError(str(error)) from error
 
-
-async def _closed_ones_noticed() -> None:
-    """Let the event loop see which connections the server has closed while this process was busy.
-
-    A request sent on such a connection is lost. The loop sees the end in its next round and acts on it before the one
-    after; under TLS it takes further rounds.
-    """
-    for _ in range(ROUNDS):
-        await asyncio.sleep(0)
