@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,15 +121,15 @@ def line(row: Any) -> str:
 
 
 def plain_row(row: Any) -> Row:
-    """A row (a dataclass, or as it is) as it is written."""
+    """A row (a named tuple, or as it is) as it is written."""
     if isinstance(row, dict):
         return row
     spare = (*SPARE, "reason") if isinstance(row, Judgement) else SPARE
-    return {name: value for name, value in vars(row).items() if value or name not in spare}
+    return {name: value for name, value in zip(row._fields, row, strict=True) if value or name not in spare}
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
-    """Write rows (dataclasses or dicts) as lines of JSON."""
+    """Write rows (named tuples or dicts) as lines of JSON."""
     with path.open("w", encoding="utf-8") as stream:
         stream.writelines(line(row) for row in rows)
 
@@ -189,7 +188,7 @@ def read_explanations(folder: Path, n_latents: int) -> list[Explanation]:
 
 
 def _explanation(row: Any, n_latents: int) -> Explanation:
-    known = {field.name for field in dataclasses.fields(Explanation)}
+    known = set(Explanation._fields)
     if not isinstance(row, dict) or not {"latent", "text"} <= row.keys() <= known:
         raise ValueError(f"expected an object with latent, text and no fields but {', '.join(sorted(known))}")
     latent, text = row["latent"], row["text"]

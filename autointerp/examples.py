@@ -20,7 +20,7 @@ from autointerp.config import ExamplesConfig
 from autointerp.pieces import Pieces, read_tokenizer
 from autointerp.records import LatentExamples
 from autointerp.windows import Firings, Ints, Shown, WindowReader, Windows
-from sae.latents import LatentCache
+from sae.latents import SPLITS, LatentCache
 
 Eligibility = Literal["ok", "too_rare", "too_dense"]
 
@@ -28,10 +28,8 @@ POOL = 20_000
 """Score contexts among which the matching non-activating ones are looked for; keeps the time flat in large caches."""
 KEPT = 256
 """Latents whose windows stay in memory, some 200 kB each."""
-NOT_THERE = np.iinfo(np.int64).max
-"""Distance of what cannot be a counterpart."""
-AT_ONCE = 16
-"""Windows whose places are looked up in one call, which takes 10 MB in the largest pool."""
+COMPARED = 1_000_000
+"""Pairs of a window and a firing that are compared in one call, which takes some 10 MB."""
 TRAIN, CONTRAST, TEST, MATCH, PLACE = range(5)
 
 
@@ -205,31 +203,41 @@ class ExampleSampler:
         """The test windows (indices) that have a counterpart, and these: same start and length, from a context that is
         as near as possible in its place in the document (at its beginning or later) and in length, none used twice."""
         rng = self.rng(latent, MATCH)
-        pool = np.setdiff1d(self.cache.split_contexts("score"), test.context)
+        others = self.split == SPLITS.index("score")
+        others[test.context] = False
+        pool = np.flatnonzero(others)
         pool = pool if len(pool) <= POOL else np.sort(rng.choice(pool, POOL, replace=False))
-        offsets, lengths, later = self.offsets[pool], self.lengths[pool], self._later[pool]
-        fires_in = np.flatnonzero(~fires.none_in(offsets, offsets + lengths))
+        lengths, later = self.lengths[pool], self._later[pool]
         free, far = np.ones(len(pool), bool), int(self.lengths.max())
         found: dict[int, int] = {}
-        distances: dict[tuple[int, bool], Ints] = {}
+        by_distance: dict[tuple[int, bool], tuple[Ints, Ints]] = {}
         order = rng.permutation(len(test))
-        for i, silent in zip(order.tolist(), _silent_there(fires, test[order], offsets[fires_in]), strict=True):
-            fits = free & (lengths >= test.start[i] + test.length[i])
-            # A context in which it fires elsewhere may still do.
-            fits[fires_in] &= silent
-            kind = int(self.lengths[test.context[i]]), bool(self._later[test.context[i]])
-            if kind not in distances:
-                distances[kind] = np.abs(lengths - kind[0]) + far * (later != kind[1])
-            distance = np.where(fits, distances[kind], NOT_THERE)
-            least = distance.min(initial=NOT_THERE)
-            if least == NOT_THERE:
+        kinds = zip(self.lengths[test.context[order]].tolist(), self._later[test.context[order]].tolist(), strict=True)
+        fitting = _fitting(test[order], lengths, *self._places(fires, pool))
+        for i, kind, fits in zip(order.tolist(), kinds, fitting, strict=True):
+            if kind not in by_distance:
+                distance = np.abs(lengths - kind[0]) + far * (later != kind[1])
+                nearest_first = np.argsort(distance, kind="stable")
+                by_distance[kind] = nearest_first, distance[nearest_first]
+            nearest_first, distance = by_distance[kind]
+            usable = (fits & free)[nearest_first]
+            if not usable.any():
                 continue
-            nearest = np.flatnonzero(distance == least)
-            choice = int(nearest[rng.integers(len(nearest))])
+            first = int(usable.argmax())
+            stop = int(np.searchsorted(distance, distance[first], "right"))
+            equal = nearest_first[first:stop][usable[first:stop]]
+            choice = int(equal[rng.integers(len(equal))])
             found[i], free[choice] = int(pool[choice]), False
         matched = np.array(sorted(found), np.int64)
         negatives = np.array([found[i] for i in sorted(found)], np.int64)
         return matched, Windows(negatives, test.start[matched], test.length[matched])
+
+    def _places(self, fires: Firings, pool: Ints) -> tuple[Ints, Ints]:
+        """Of each firing in the contexts of a pool: the context's number in the pool, and the place in it."""
+        context = self.cache.contexts_of(fires.token)
+        number = np.minimum(np.searchsorted(pool, context), max(len(pool) - 1, 0))
+        there = np.flatnonzero(pool[number] == context) if len(pool) else number[:0]
+        return number[there], (fires.token - self.offsets[context])[there]
 
     def text(self, windows: Windows, i: int) -> str:
         """A window's text."""
@@ -252,10 +260,17 @@ class ExampleSampler:
         return train_weight, max(rest, 0.0) / max(int((contrast.length - 1).sum()), 1)
 
 
-def _silent_there(fires: Firings, windows: Windows, offsets: Ints) -> Iterator[npt.NDArray[np.bool_]]:
-    """For each window, in which of the contexts that begin at these offsets the latent is silent at its place."""
+def _fitting(windows: Windows, lengths: Ints, number: Ints, place: Ints) -> Iterator[npt.NDArray[np.bool_]]:
+    """For each window, which contexts of these lengths reach that far and are silent at its place.
+
+    The latent fires in the contexts of these numbers, on the token at this place in each.
+    """
     start = windows.start
     stop = start + windows.length
-    for part in range(0, len(windows), AT_ONCE):
-        rows = slice(part, part + AT_ONCE)
-        yield from fires.none_in(offsets + start[rows, None], offsets + stop[rows, None])
+    at_once = max(1, COMPARED // max(len(place), len(lengths)))
+    for part in range(0, len(windows), at_once):
+        rows = slice(part, part + at_once)
+        fits = lengths >= stop[rows, None]
+        window, firing = np.nonzero((place >= start[rows, None]) & (place < stop[rows, None]))
+        fits[window, number[firing]] = False
+        yield from fits

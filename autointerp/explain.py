@@ -8,7 +8,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ class _Explaining:
                 self.unexplained[latent] = plain_row(blank)
                 continue
             request = self._request(latent)
-            blank = dataclasses.replace(blank, request_key=request.key(self.model))
+            blank = blank._replace(request_key=request.key(self.model))
             yield Question((latent, 0), request, self._reader(blank))
 
     def second_questions(self, latents: Sequence[int], journal: Journal) -> Iterator[Question]:
@@ -191,11 +191,11 @@ class _Explaining:
     def _reader(self, blank: Explanation) -> Callable[[Completion], list[Explanation]]:
         def rows(completion: Completion) -> list[Explanation]:
             text, status, reason = self.explainer.parse(completion)
-            row = replace(blank, text=text, status=status, reason=reason)
+            row = blank._replace(text=text, status=status, reason=reason)
             # A second request costs what it costs beside the first.
             prompt = blank.prompt_tokens + completion.usage.prompt_tokens
             answer = blank.completion_tokens + completion.usage.completion_tokens
-            return [replace(row, prompt_tokens=prompt, completion_tokens=answer)]
+            return [row._replace(prompt_tokens=prompt, completion_tokens=answer)]
 
         return rows
 

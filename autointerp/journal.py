@@ -62,7 +62,7 @@ class Journal:
         return found is not None and found[0] == key and not found[1]
 
     def add(self, slot: tuple[int, int], key: str, rows: Sequence[Any], usage: Usage) -> None:
-        """Append the rows that one answer gave (dataclasses), and make sure that a kill cannot take them away."""
+        """Append the rows that one answer gave (named tuples), and make sure that a kill cannot take them away."""
         place = self._stream.seek(0, 2)
         entry = _entry(slot, key, rows, usage)
         self._stream.write(entry)

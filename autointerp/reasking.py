@@ -37,7 +37,7 @@ def answers_of(latent: int, number: int, rows: Sequence[Explanation | Judgement]
     if rows[0].earlier_key:
         unread: dict[str, Any] = {"status": "unparseable", "earlier_key": "", "earlier_fault": ""}
         unread["text" if isinstance(rows[0], Explanation) else "y_score"] = None
-        first = [dataclasses.replace(row, **unread, reason=row.earlier_fault) for row in rows]
+        first = [row._replace(**unread, reason=row.earlier_fault) for row in rows]
         yield (latent, number), rows[0].earlier_key, first
         number = again(number)
     yield (latent, number), rows[0].request_key, rows

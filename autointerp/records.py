@@ -1,4 +1,7 @@
-"""The types that flow through explain and score. Plain data: no I/O, no torch."""
+"""The types that flow through explain and score. Plain data: no I/O, no torch.
+
+Those of which a run makes hundreds for every latent are named tuples, which take a fifth of the time to make.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,7 @@ ExplanationStatus = Literal["ok", "repaired", "unparseable", "refused", "truncat
 """As `Status`, or why a sampled latent was not explained at all."""
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """A window of one context, shown to an explainer or a judge.
 
     `tokens` are strings whose concatenation is the window's text; `activations` [n_tokens] are the latent's, 0 where it
@@ -181,8 +183,7 @@ class Completion:
     stored: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """A latent's explanation, or why it has none."""
 
     latent: int
@@ -237,8 +238,7 @@ class Verdict(NamedTuple):
     """What is said of each token, where that is the question."""
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The atom of a score: one decision about one text. A failure is a row without `y_score`."""
 
     latent: int

@@ -56,7 +56,7 @@ def test_a_kill_while_rows_are_taken_over_leaves_none_and_the_next_process_takes
 @pytest.mark.parametrize("damage", ["{", "[]", '{"latent": 1}', "\n", None])
 def test_damaged_judgements_are_one_line(tmp_path: Path, damage: str | None) -> None:
     if damage is not None:
-        (tmp_path / "judgements.jsonl").write_text(json.dumps(vars(judgements(1, "a")[0])) + "\n" + damage + "\n")
+        (tmp_path / "judgements.jsonl").write_text(json.dumps(judgements(1, "a")[0]._asdict()) + "\n" + damage + "\n")
     with pytest.raises(InputError, match=r"remove .* and make it again"):
         list(read_judgements(tmp_path))
 

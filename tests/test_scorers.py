@@ -137,7 +137,7 @@ def test_wrong_highlights_avoid_the_first_the_firing_and_the_invisible() -> None
 
 def test_wrong_highlights_have_their_peak_where_the_window_would_then_have_been_placed_so() -> None:
     odds = (1.0, 1.0, 0.0, 0.0, 0.0, 0.75, 0.25)
-    example = dataclasses.replace(window([0, 0, 0, 5, 0, 0, 0]), peak_odds=odds)
+    example = window([0, 0, 0, 5, 0, 0, 0])._replace(peak_odds=odds)
     drawn = [wrong_places(example, right_places(example), np.random.default_rng(seed)) for seed in range(400)]
     share = {place: drawn.count((place,)) / len(drawn) for place in range(7)}
     assert [share[i] for i in range(7)] == pytest.approx([0, 0.5, 0, 0, 0, 0.375, 0.125], abs=0.08)

@@ -6,8 +6,10 @@ Every window is an activating one, so a judge cannot pass by telling activating 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -118,15 +120,18 @@ def wrong_places(example: Example, right: Places, rng: np.random.Generator) -> P
     peak = max(right, key=activations.__getitem__)
     odds = example.peak_odds or (1.0,) * len(tokens)
     # Places as bits of a number: whether a shift fits is then one comparison.
-    forbidden, shape = ~sum(1 << i for i in allowed), sum(1 << (i - right[0]) for i in right)
-    shifts = range(-right[0], len(tokens) - right[-1])
-    fitting = [by for by in shifts if odds[peak + by] and not (shape << (right[0] + by)) & forbidden]
+    taken, shape, first = -1, 0, right[0]
+    for i in allowed:
+        taken ^= 1 << i
+    for i in right:
+        shape |= 1 << (i - first)
+    shifts = range(-first, len(tokens) - right[-1])
+    fitting = [by for by in shifts if odds[peak + by] and not (shape << (first + by)) & taken]
     if not fitting:
         return tuple(sorted(rng.choice(allowed, len(right), replace=False).tolist()))
-    weights = np.array([odds[peak + by] for by in fitting])
-    # As rng.choice draws, without its checks, which take longer than all of this.
-    below = np.cumsum(weights / weights.sum())
-    by = fitting[int(np.searchsorted(below / below[-1], rng.random(), side="right"))]
+    # As rng.choice draws with weights, which takes longer than all of this.
+    below = list(accumulate(odds[peak + by] for by in fitting))
+    by = fitting[min(bisect_right(below, rng.random() * below[-1]), len(fitting) - 1)]
     return tuple(i + by for i in right)
 
 
