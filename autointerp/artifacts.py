@@ -171,19 +171,19 @@ def read_explanations(folder: Path, n_latents: int) -> list[Explanation]:
     found: dict[int, Explanation] = {}
     remake = f"remove {folder} and make it again with python -m autointerp.explain"
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8") as stream:
+            for number, text in enumerate(stream, start=1):
+                if not text.strip():
+                    continue
+                try:
+                    explanation = _explanation(json.loads(text), n_latents)
+                    if explanation.latent in found:
+                        raise ValueError(f"latent {explanation.latent} comes twice")
+                except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                    raise InputError(f"{path} line {number}: {error}; mend the line, or {remake}") from None
+                found[explanation.latent] = explanation
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); {remake}") from None
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            explanation = _explanation(json.loads(text), n_latents)
-            if explanation.latent in found:
-                raise ValueError(f"latent {explanation.latent} comes twice")
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path} line {number}: {error}; mend the line, or {remake}") from None
-        found[explanation.latent] = explanation
     return list(found.values())
 
 

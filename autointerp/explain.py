@@ -125,7 +125,7 @@ def explain_dictionary(
                 again_label = f"{label} (again)"
                 ask_missing(itertools.chain([first], second), journal, client, config.client.concurrency, again_label)
         everything = sorted({*latents, *typed})
-        rows = [explaining.unexplained.get(latent) or explaining.row(latent, journal) for latent in everything]
+        rows = (explaining.unexplained.get(latent) or explaining.row(latent, journal) for latent in everything)
         write_rows(writer.partial / EXPLANATIONS, rows)
         written = read_explanations(writer.partial, job.cache.n_latents)
         counts = {**_counts(written), **journal.costs(), "rows_digest": rows_digest(written)}
@@ -166,10 +166,9 @@ class _Explaining:
     def second_questions(self, latents: Sequence[int], journal: Journal) -> Iterator[Question]:
         """Each question whose answer could not be read once more, saying what was wrong."""
         for latent in latents:
-            row = None if latent in self.unexplained else journal.rows(latent, 0)[0]
-            if row is None or row["status"] != "unparseable":
+            if latent in self.unexplained or 0 not in journal.unread(latent):
                 continue
-            request = self._request(latent)
+            request, row = self._request(latent), journal.answers(latent)[0].rows[0]
             if request.messages:
                 request = asked_again(request, row["reason"])
                 earlier = {"earlier_key": row["request_key"], "earlier_fault": row["reason"]}
@@ -178,9 +177,9 @@ class _Explaining:
 
     def row(self, latent: int, journal: Journal) -> Row:
         """What became of a latent that was asked about; of two answers the second."""
-        row = journal.rows(latent, 0)[0]
-        second = row["status"] == "unparseable" and (latent, again(0)) in journal
-        return journal.rows(latent, again(0))[0] if second else row
+        answers = journal.answers(latent)
+        row, second = answers[0].rows[0], answers.get(again(0))
+        return second.rows[0] if second is not None and row["status"] == "unparseable" else row
 
     def _request(self, latent: int) -> Request:
         examples = self.sampler.examples(latent)

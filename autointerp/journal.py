@@ -7,12 +7,12 @@ only for the rest. The rows are then written in their own order, so that nothing
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, NamedTuple
 
 from autointerp.artifacts import Row, line, plain_row
 from autointerp.reasking import answers_of
@@ -21,18 +21,28 @@ from autointerp.records import Explanation, Judgement, Usage
 JOURNAL = ".answers.jsonl"
 NOWHERE = (-1, -1)
 """Slot of what was spent on answers that are no longer there."""
+PLACE = struct.Struct("<i16sqB")
+"""What memory holds of an answer: number of the request, beginning of its key, place in the file, what became of it."""
+READ, UNREAD, ERROR = range(3)
+"""What became of an answer; an error is none, and is asked again by the next process."""
+
+
+class Answer(NamedTuple):
+    """What one answer gave, and what it has cost."""
+
+    rows: list[Row]
+    usage: Usage
 
 
 class Journal:
     """Answers as they come, one line per request; a line cut off by a kill counts as not written.
 
-    A slot is (latent, number of the request within the latent). Memory holds a slot's place in the file, not its rows.
+    A slot is (latent, number of the request within the latent). Memory holds some 30 bytes a slot, not its rows.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
-        self._places: dict[tuple[int, int], tuple[str, bool, int]] = {}
-        self._used: dict[tuple[int, int], Usage] = {}
+        self._places: dict[int, bytearray] = {}
         self.usage = Usage()
         self.n_answers = 0
         self._stream = self.path.open("a+b")
@@ -48,18 +58,13 @@ class Journal:
         """Release the file."""
         self._stream.close()
 
-    @property
-    def keys(self) -> set[str]:
-        """Keys of the answered requests."""
-        return {key for key, failed, _ in self._places.values() if not failed}
-
     def __len__(self) -> int:
-        return sum(not failed for _, failed, _ in self._places.values())
+        return sum(what != ERROR for latent in self._places for _, what, _ in self._of(latent).values())
 
     def answered(self, latent: int, number: int, key: str) -> bool:
         """Whether this request has an answer; one that failed has none and may be sent again."""
-        found = self._places.get((latent, number))
-        return found is not None and found[0] == key and not found[1]
+        found = self._of(latent).get(number)
+        return found is not None and found[0] == _beginning(key) and found[1] != ERROR
 
     def add(self, slot: tuple[int, int], key: str, rows: Sequence[Any], usage: Usage) -> None:
         """Append the rows that one answer gave (named tuples), and make sure that a kill cannot take them away."""
@@ -67,20 +72,15 @@ class Journal:
         entry = _entry(slot, key, rows, usage)
         self._stream.write(entry)
         self._stream.flush()
-        self._note(slot, key, any(row.status == "error" for row in rows), usage, place)
+        self._note(slot, key, [row.status for row in rows], usage, place)
 
-    def __contains__(self, slot: tuple[int, int]) -> bool:
-        """Whether a request has rows, be it those of a failure."""
-        return slot in self._places
+    def answers(self, latent: int) -> dict[int, Answer]:
+        """The last answer to each request about a latent, by its number, be it a failure."""
+        return {number: self._answer(place) for number, (_, _, place) in self._of(latent).items()}
 
-    def rows(self, latent: int, number: int) -> list[Row]:
-        """The rows of a request's last answer."""
-        self._stream.seek(self._places[latent, number][2])
-        return cast(list[Row], json.loads(self._stream.readline())["rows"])
-
-    def used(self, latent: int, number: int) -> Usage:
-        """What a request's last answer has cost."""
-        return self._used[latent, number]
+    def unread(self, latent: int) -> list[int]:
+        """Numbers of the requests about a latent whose last answer could not be read."""
+        return [number for number, (_, what, _) in self._of(latent).items() if what == UNREAD]
 
     def adopt(
         self,
@@ -126,31 +126,52 @@ class Journal:
         tokens = {"prompt_tokens": self.usage.prompt_tokens, "completion_tokens": self.usage.completion_tokens}
         return {"requests": self.n_answers, **tokens}
 
+    def _answer(self, place: int) -> Answer:
+        self._stream.seek(place)
+        entry = json.loads(self._stream.readline())
+        return Answer(entry["rows"], Usage(*entry["usage"]))
+
+    def _of(self, latent: int) -> dict[int, tuple[bytes, int, int]]:
+        """By number of the request: the beginning of its key, what became of the last answer, where that is."""
+        found = PLACE.iter_unpack(self._places.get(latent, b""))
+        return {number: (key, what, place) for number, key, place, what in found}
+
     def _read_back(self) -> None:
         self._stream.seek(0)
         end = 0
-        for raw in self._stream:
-            try:
-                entry = json.loads(raw) if raw.endswith(b"\n") else None
-            except ValueError:
-                entry = None
-            if entry is None:
-                break
+        for entry, size in _entries(self._stream):
             latent, number = entry["slot"]
-            failed = any(row["status"] == "error" for row in entry["rows"])
-            self._note((latent, number), entry["key"], failed, Usage(*entry["usage"]), end)
-            end += len(raw)
+            statuses = [row["status"] for row in entry["rows"]]
+            self._note((latent, number), entry["key"], statuses, Usage(*entry["usage"]), end)
+            end += size
         self._stream.truncate(end)
 
-    def _note(self, slot: tuple[int, int], key: str, failed: bool, usage: Usage, place: int) -> None:
+    def _note(self, slot: tuple[int, int], key: str, statuses: Sequence[str], usage: Usage, place: int) -> None:
         self.usage = Usage(
             self.usage.prompt_tokens + usage.prompt_tokens, self.usage.completion_tokens + usage.completion_tokens
         )
         if slot == NOWHERE:
             return
-        self._places[slot] = (key, failed, place)
-        self._used[slot] = usage
+        what = ERROR if "error" in statuses else UNREAD if "unparseable" in statuses else READ
+        self._places.setdefault(slot[0], bytearray()).extend(PLACE.pack(slot[1], _beginning(key), place, what))
         self.n_answers += 1
+
+
+def _beginning(key: str) -> bytes:
+    """Enough of a key to tell it from others that the same slot may have had."""
+    return key[:16].encode().ljust(16, b"\0")
+
+
+def _entries(stream: BinaryIO) -> Iterator[tuple[dict[str, Any], int]]:
+    """The entries of a journal with their lengths in bytes, up to one that a kill has cut off."""
+    for raw in stream:
+        try:
+            entry = json.loads(raw) if raw.endswith(b"\n") else None
+        except ValueError:
+            entry = None
+        if entry is None:
+            return
+        yield entry, len(raw)
 
 
 def _entry(slot: tuple[int, int], key: str, rows: Sequence[Any], usage: Usage) -> bytes:
@@ -162,5 +183,6 @@ def asked_keys(folder: Path) -> set[str]:
     """Keys of the requests that an interrupted process has got answers to."""
     if not (folder / JOURNAL).exists():
         return set()
-    with contextlib.closing(Journal(folder)) as journal:
-        return journal.keys
+    with (folder / JOURNAL).open("rb") as stream:
+        last = {tuple(entry["slot"]): entry for entry, _ in _entries(stream)}
+    return {entry["key"] for entry in last.values() if all(row["status"] != "error" for row in entry["rows"])}

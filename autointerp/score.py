@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,15 +119,19 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
                 for first in second:
                     asked = itertools.chain([first], second)
                     ask_missing(asked, journal, client, config.client.concurrency, f"{label} (again)")
-        table = []
+        tally = Tally(job.scorer.atom)
         with (writer.partial / JUDGEMENTS).open("w", encoding="utf-8") as stream:
-            for explanation in source.explanations:
-                rows = judging.rows(explanation.latent, journal)
-                stream.writelines(line(row) for row in rows)
-                used = judging.used(explanation.latent, journal)
-                table.append({**job.identity, **judging.summary(explanation, rows), **used})
-        write_scores(writer.partial / SCORES, table)
-        counts = {**_counts(table, job.scorer.atom), "failed": dict(sorted(judging.failed.items()))}
+
+            def summaries() -> Iterator[Row]:
+                for explanation in source.explanations:
+                    rows, used = judging.judged(explanation.latent, journal)
+                    stream.writelines(line(row) for row in rows)
+                    summary = judging.summary(explanation, rows)
+                    tally.add(summary)
+                    yield {**job.identity, **summary, **used}
+
+            write_scores(writer.partial / SCORES, summaries())
+        counts = {**tally.counts(), "failed": dict(sorted(judging.failed.items()))}
         counts |= {**judging.counts, **journal.costs()}
         return writer.finish(counts)
 
@@ -174,22 +179,40 @@ def result_line(folder: Path, manifest: Manifest) -> str:
     )
 
 
-def _counts(table: Sequence[Row], atom: Atom) -> dict[str, Any]:
-    from autointerp.metrics import HEADLINE
+class Tally:
+    """What the manifest says of all latents of a table, taken line by line."""
 
-    defined = {name: [row[name] for row in table if row[name] is not None] for name in ("auroc", HEADLINE[atom])}
-    means = {name: float(np.mean(values)) if values else None for name, values in defined.items()}
-    chance = next((row["chance"] for row in table if row["chance"] is not None), None)
-    return {
-        "latents": len(table),
-        "scored": len(defined[HEADLINE[atom]]),
-        "mean_auroc": means["auroc"],
-        "metric": HEADLINE[atom],
-        "mean": means[HEADLINE[atom]],
-        "chance": chance,
-        "judgements": sum(row["n"] for row in table),
-        "windows_skipped": sum(row["n_skipped"] for row in table),
-    }
+    def __init__(self, atom: Atom) -> None:
+        from autointerp.metrics import HEADLINE
+
+        self.metric = HEADLINE[atom]
+        self.chance: float | None = None
+        self.n = self.n_judgements = self.n_skipped = 0
+        self._defined = {name: array("d") for name in ("auroc", self.metric)}
+
+    def add(self, row: Row) -> None:
+        """Count a latent's line."""
+        self.n += 1
+        self.n_judgements += row["n"]
+        self.n_skipped += row["n_skipped"]
+        self.chance = row["chance"] if self.chance is None else self.chance
+        for name, values in self._defined.items():
+            if row[name] is not None:
+                values.append(row[name])
+
+    def counts(self) -> dict[str, Any]:
+        """All of them."""
+        means = {name: float(np.mean(values)) if values else None for name, values in self._defined.items()}
+        return {
+            "latents": self.n,
+            "scored": len(self._defined[self.metric]),
+            "mean_auroc": means["auroc"],
+            "metric": self.metric,
+            "mean": means[self.metric],
+            "chance": self.chance,
+            "judgements": self.n_judgements,
+            "windows_skipped": self.n_skipped,
+        }
 
 
 def _jobs(

@@ -18,7 +18,7 @@ from autointerp.judging import Question
 from autointerp.nulls import RULES, SHUFFLED, other_of_like_density, token_pairs
 from autointerp.plugins import Scorer
 from autointerp.reasking import again, asked_again
-from autointerp.records import ANSWERED, FAILED, Completion, Explanation, Judgement, Sampling, Trial, Verdict
+from autointerp.records import ANSWERED, FAILED, Completion, Explanation, Judgement, Sampling, Trial, Usage, Verdict
 
 LOG = logging.getLogger(__name__)
 
@@ -69,11 +69,10 @@ class Judging:
     def second_questions(self, model: str, sampling: Sampling, journal: Journal) -> Iterator[Question]:
         """Each question whose answer could not be read once more, saying what was wrong."""
         for latent, n_trials in self._n_trials.items():
-            first = {number: journal.rows(latent, number) for number in range(n_trials)}
-            unread = {number: rows[0] for number, rows in first.items() if _unparseable(rows)}
-            trials = self._drawn(latent) if unread else []
-            for number, row in unread.items():
-                asked = _asked_as(trials[number], sampling)
+            unread = [number for number in journal.unread(latent) if 0 <= number < n_trials]
+            trials, answers = (self._drawn(latent), journal.answers(latent)) if unread else ([], {})
+            for number in sorted(unread):
+                asked, row = _asked_as(trials[number], sampling), answers[number].rows[0]
                 if not asked.request.messages:
                     continue
                 fault = row.get("reason", "")
@@ -81,28 +80,22 @@ class Judging:
                 reader = self._reader(latent, asked, request.key(model), (row["request_key"], fault))
                 yield Question((latent, again(number)), request, reader)
 
-    def rows(self, latent: int, journal: Journal) -> list[Row]:
-        """All judgements about a latent, in the order of the questions; of two answers to one question the second."""
-        if self.null in RULES:
-            return self._ruled(latent)
-        found = []
-        for number in range(self._n_trials.get(latent, 0)):
-            rows = journal.rows(latent, number)
-            if _unparseable(rows) and (latent, again(number)) in journal:
-                rows = journal.rows(latent, again(number))
-            found += rows
-        return found
+    def judged(self, latent: int, journal: Journal) -> tuple[list[Row], Row]:
+        """All judgements about a latent, in the order of the questions, and columns that say what they have cost.
 
-    def used(self, latent: int, journal: Journal) -> Row:
-        """Requests about a latent, and the tokens of their answers and prompts."""
-        asked = range(0 if self.null in RULES else self._n_trials.get(latent, 0))
-        slots = [(latent, one) for number in asked for one in (number, again(number)) if (latent, one) in journal]
-        used = [journal.used(*slot) for slot in slots]
-        return {
-            "requests": len(used),
-            "prompt_tokens": sum(one.prompt_tokens for one in used),
-            "completion_tokens": sum(one.completion_tokens for one in used),
-        }
+        Of two answers to one question the second counts; both have cost.
+        """
+        if self.null in RULES:
+            return self._ruled(latent), _cost(())
+        n_trials = self._n_trials.get(latent, 0)
+        answers = journal.answers(latent) if n_trials else {}
+        rows: list[Row] = []
+        for number in range(n_trials):
+            first, second = answers[number], answers.get(again(number))
+            rows += (second if second is not None and _unparseable(first.rows) else first).rows
+        # Questions that are asked no more are no cost of this latent's score.
+        asked = {*range(n_trials), *map(again, range(n_trials))}
+        return rows, _cost([answer.usage for number, answer in answers.items() if number in asked])
 
     def summary(self, explanation: Explanation, rows: Sequence[Row]) -> Row:
         """A latent's line of scores.csv; failures are counted and take no part in the metrics."""
@@ -216,6 +209,14 @@ def _asked_as(trial: Trial, sampling: Sampling) -> Trial:
     listed = trial.request.task in LISTS
     schema = list_schema(len(trial.y_true)) if listed else trial.request.schema
     return dataclasses.replace(trial, request=dataclasses.replace(trial.request, sampling=sampling, schema=schema))
+
+
+def _cost(used: Sequence[Usage]) -> Row:
+    return {
+        "requests": len(used),
+        "prompt_tokens": sum(one.prompt_tokens for one in used),
+        "completion_tokens": sum(one.completion_tokens for one in used),
+    }
 
 
 def _unparseable(rows: Sequence[Row]) -> bool:

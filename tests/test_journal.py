@@ -28,12 +28,12 @@ def test_equal_requests_that_follow_each_other_keep_their_slots(tmp_path: Path) 
     rows = [*judgements(3, "abbbc"), *judgements(4, "cc")]
     with Journal(tmp_path) as journal:
         journal.adopt(rows, 2, Usage(10, 5))
-        assert [len(journal.rows(3, number)) for number in range(5)] == [2, 2, 2, 2, 1]
+        assert [len(journal.answers(3)[number].rows) for number in range(5)] == [2, 2, 2, 2, 1]
         assert [journal.answered(3, number, key) for number, key in enumerate("abbbc")] == [True] * 5
-        assert [len(journal.rows(4, number)) for number in range(2)] == [2, 1]
+        assert [len(journal.answers(4)[number].rows) for number in range(2)] == [2, 1]
         assert journal.usage == Usage(10, 5) and len(journal) == 7
         journal.add((5, 0), "d", judgements(5, "d"), Usage(1, 1))
-        assert journal.rows(5, 0)[0]["latent"] == 5
+        assert journal.answers(5)[0].rows[0]["latent"] == 5
     with Journal(tmp_path) as journal:
         assert len(journal) == 8 and journal.usage == Usage(11, 6)
 

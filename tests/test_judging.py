@@ -139,7 +139,7 @@ def test_a_second_attempt_asks_only_what_has_no_answer(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         assert len(journal) == 5
         ask_missing(map(question, range(8)), journal, client, 2, "test")
-        assert [journal.rows(n // 2, n % 2)[1]["y_score"] for n in range(8)] == [float(n) for n in range(8)]
+        assert [journal.answers(n // 2)[n % 2].rows[1]["y_score"] for n in range(8)] == [float(n) for n in range(8)]
         assert len(journal) == 8 and journal.costs()["requests"] == 9
     assert sorted(int(asked.messages[0].content) for asked in client.requests[6:]) == [3, 6, 7]
 
@@ -150,5 +150,5 @@ def test_an_answer_to_another_question_in_the_same_place_is_not_taken(tmp_path: 
         ask_missing([question(0)], journal, client, 1, "test")
         other = Question((0, 0), request(5), question(5).rows)
         ask_missing([other], journal, client, 1, "test")
-        assert journal.rows(0, 0)[0]["y_score"] == 5.0
+        assert journal.answers(0)[0].rows[0]["y_score"] == 5.0
     assert len(client.requests) == 2

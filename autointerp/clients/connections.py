@@ -145,4 +145,3 @@ def _as_the_library_says() -> Iterator[None]:
         raise httpx2.ConnectError(str(error)) from error
     except aiohttp.ClientError as error:
         raise httpx2.ReadError(str(error)) from error
-
