@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from autointerp.records import ANSWERED, Explanation, ExplanationStatus, Judgement, Usage
-from sae.artifacts import Manifest, complete_folders, dictionary_folder, digest, latents_folder, read_manifest
+from sae.artifacts import Manifest, complete_folders, dictionary_folder, latents_folder, list_digest, read_manifest
 from sae.errors import InputError
 from sae.latents import LatentCache
 
@@ -207,10 +208,12 @@ def _explanation(row: Any, n_latents: int) -> Explanation:
     elif status in ANSWERED:
         raise ValueError("the text is missing; type a sentence, or remove the line")
     defaults = {"explainer": "", "model": "", "request_key": "", "density": 0.0, "reason": ""}
-    return Explanation(**{**defaults, **row, "status": status})
+    # One string for all latents, not one each.
+    same = {name: sys.intern(value) for name in ("explainer", "model") if type(value := row.get(name)) is str}
+    return Explanation(**{**defaults, **row, **same, "status": sys.intern(status)})
 
 
 def rows_digest(explanations: Iterable[Explanation]) -> str:
     """sha256 of what explanations say, whatever the spacing of the file and whatever they have cost."""
     costs = ("prompt_tokens", "completion_tokens")
-    return digest([{k: v for k, v in plain_row(one).items() if k not in costs} for one in explanations])
+    return list_digest({k: v for k, v in plain_row(one).items() if k not in costs} for one in explanations)

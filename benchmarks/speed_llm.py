@@ -41,7 +41,7 @@ from benchmarks import delphi_contender
 from benchmarks.chat_protocol import answer_of, serve
 from benchmarks.delphi_contender import FORMS, Delphi
 from benchmarks.planted import CONTEXT_LENGTH, DICTIONARY, TOKENIZER, Firings, Text, topics_text, write_latents
-from benchmarks.timings import Timings, check_sizes, peak_kib, prompt_sizes, timed
+from benchmarks.timings import OwnMemory, Timings, check_sizes, peak_kib, prompt_sizes, timed
 from sae.artifacts import dictionary_folder, latents_folder, writing
 from sae.cli import parse, run_stage
 from sae.latents import LatentCache
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         found = measured(Path(folder), config)
     if config.many:
-        found["peak_mb"] = {n: _memory_of(n) for n in (config.many // 10, config.many)}
+        found["memory"] = {n: _memory_of(n) for n in (config.many // 10, config.many)}
     print(json.dumps(found, indent=1))
 
 
@@ -193,7 +193,7 @@ class Recording:
 
 
 def scripted_run(folder: Path, n_latents: int) -> dict[str, float]:
-    """Explain and score many latents without a server; peak memory in MB, and seconds."""
+    """Explain and score many latents without a server; seconds, and peak memory in MB, also without mapped files."""
     run = folder / "run"
     # Making the cache takes more memory than what is to be measured.
     maker = multiprocessing.get_context("spawn").Process(target=write_run, args=(run, n_latents))
@@ -201,13 +201,14 @@ def scripted_run(folder: Path, n_latents: int) -> dict[str, float]:
     maker.join()
     before = peak_kib() / 1024
     start = time.perf_counter()
-    with Recording(keep=False), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO())
+    with OwnMemory() as own, Recording(keep=False), quiet[0], quiet[1]:
         llm = ["--client", "openai", "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--answers", "text"]
         few = ["--n-latents", str(n_latents), "--n-test", "10", "--min-examples", "10", "--n-train", "10"]
         assert run_stage(explain.main, ["--run", str(run), *few, *llm]) == 0
         assert run_stage(score.main, ["--run", str(run), *llm]) == 0
-    peak = peak_kib() / 1024
-    return {"before_mb": round(before), "peak_mb": round(peak), "seconds": round(time.perf_counter() - start, 1)}
+    memory = {"before_mb": before, "peak_mb": peak_kib() / 1024, "own_peak_mb": own.kib / 1024}
+    return {name: round(mb) for name, mb in memory.items()} | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def write_run(folder: Path, n_latents: int) -> Path:

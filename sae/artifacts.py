@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,20 @@ def plain(value: Any) -> Any:
 
 def digest(value: Any) -> str:
     """sha256 of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(plain(value), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+def list_digest(values: Iterable[Any]) -> str:
+    """`digest` of the list of these values, which need not be in memory together."""
+    whole = hashlib.sha256(b"[")
+    for number, value in enumerate(values):
+        whole.update(b", " * (number > 0) + _canonical(value))
+    whole.update(b"]")
+    return whole.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(plain(value), sort_keys=True, ensure_ascii=False).encode()
 
 
 def file_digest(path: Path) -> str:
