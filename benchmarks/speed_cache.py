@@ -193,7 +193,8 @@ def agreement(config: SpeedConfig, folder: Path, whole: np.ndarray, delphi: Path
 
 
 def ours(config: SpeedConfig) -> dict[str, Any]:
-    """All of `python -m sae.cache` but its imports."""
+    """All of `python -m sae.cache` but its imports, of which transformers does its own when a model is first loaded."""
+    load_subject(SubjectConfig(str(SUBJECT)))
     run = config.folder / "run"
     command = ["--run", str(run), "--subject", str(SUBJECT), "--corpus", config.corpus, "--repeat"]
     command += ["--dictionary", str(config.folder / "sparsify" / str(config.hookpoint)), "--name", "random"]
