@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -126,14 +126,22 @@ def in_half(activation: Array) -> Array:
     return half
 
 
+CONTEXT_COLUMNS: dict[str, Any] = {
+    "length": np.int64,
+    "context_document": np.uint32,
+    "context_start": np.uint32,
+    "context_split": np.uint8,
+}
+"""What is kept of each context."""
+
+
 class TextWriter:
     """The cached contexts, numbered as they come. Tokens go to a scratch file; memory grows with the contexts alone."""
 
     def __init__(self, scratch: Path) -> None:
         self.documents: list[str] = []
-        self._columns: dict[str, list[Array]] = {
-            name: [] for name in ("length", "context_document", "context_start", "context_split")
-        }
+        # Not a small array for each batch: they would lie between large ones and keep what those leave in pieces.
+        self._columns = {name: bytearray() for name in CONTEXT_COLUMNS}
         self._scratch = scratch
         self._stream = scratch.open("wb")
         self._n_tokens = 0
@@ -159,10 +167,9 @@ class TextWriter:
         """
         inside = np.arange(ids.shape[1]) < lengths[:, None]
         self._stream.write(ids[inside].astype(np.uint32).tobytes())
-        self._columns["length"].append(lengths.astype(np.int64))
-        self._columns["context_document"].append(documents.astype(np.uint32))
-        self._columns["context_start"].append(starts.astype(np.uint32))
-        self._columns["context_split"].append(np.full(len(lengths), self._split, np.uint8))
+        columns = (lengths, documents, starts, np.full(len(lengths), self._split))
+        for (name, dtype), values in zip(CONTEXT_COLUMNS.items(), columns, strict=True):
+            self._columns[name] += values.astype(dtype).tobytes()
         numbers: Array = np.zeros(ids.shape, np.int64)
         numbers[inside] = np.arange(self._n_tokens, self._n_tokens + int(lengths.sum()))
         self._n_tokens += int(lengths.sum())
@@ -171,7 +178,9 @@ class TextWriter:
     def arrays(self) -> dict[str, Array]:
         """The arrays of tokens.safetensors; the tokens stay on disk."""
         self._stream.close()
-        whole = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        whole: dict[str, Array] = {
+            name: np.frombuffer(column, CONTEXT_COLUMNS[name]) for name, column in self._columns.items()
+        }
         offsets = np.concatenate([[0], np.cumsum(whole.pop("length"))]).astype(np.int64)
         return {"context_offsets": offsets, "token_ids": np.memmap(self._scratch, np.uint32, "r"), **whole}
 

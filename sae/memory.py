@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -13,42 +15,45 @@ from sae.arithmetic import screen_dtype
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 1 << 30
-GROWN_BYTES = 128 << 20
-"""By so much the heap may grow until what is free in it is given back."""
+GROWN_BYTES = 64 << 20
+"""By so much memory may grow until what is free of it is given back."""
+SETTLING = 4
+"""Batches after which memory is what batches take, and not yet what they have left behind."""
 KEPT_PRODUCTS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
-class _Heap(ctypes.Structure):
-    """glibc's mallinfo2, whose first number is the bytes of the heap."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", *"bcdefghij")]
-
-
 class Heap:
-    """The C library's heap, of which the free parts go back to the system when it has grown.
+    """The C library's heap, of which the free parts go back to the system when memory has grown.
 
     Freed memory is kept for the next tensor (`keep_freed_memory`). In some processes, by chance, small allocations come
-    to lie so that what a batch frees does not fit the next one: the heap then grows with every batch, 9 GB after 1.9M
-    tokens, of which 0.2 GB are in use. Does nothing on other C libraries.
+    to lie so that what a batch frees does not fit the next one: memory then grows with every batch, to 9 GB after 1.9M
+    tokens, of which 0.2 GB are in use. Looks at pages rather than at the heap's size, of which most may have been given
+    back before. Does nothing on other C libraries.
     """
 
     def __init__(self) -> None:
-        self._size = self._bytes()
+        self._level = 0
+        self._looks = 0
 
     def look(self) -> None:
-        """Give back what is free, if the heap has grown since the last time."""
-        if self._bytes() - self._size > GROWN_BYTES:
-            _libc().malloc_trim(0)
-            self._size = self._bytes()
+        """Between two batches: give back what is free, if memory has grown since the first ones."""
+        own = self._bytes()
+        self._looks += 1
+        if self._looks <= SETTLING:
+            self._level = max(self._level, own)
+        elif own - self._level > GROWN_BYTES:
+            with contextlib.suppress(OSError, AttributeError):
+                _libc().malloc_trim(0)
+            self._level = self._looks = 0
 
     @staticmethod
     def _bytes() -> int:
+        """Memory of this process with no file behind it."""
         try:
-            ask = _libc().mallinfo2
-        except (OSError, AttributeError):
+            resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+        except (OSError, ValueError):
             return 0
-        ask.restype = _Heap
-        return int(ask().arena)
+        return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 @cache

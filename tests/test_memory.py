@@ -35,7 +35,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 HOLES = """
 import ctypes
-from sae.memory import Heap, keep_freed_memory
+from sae.memory import SETTLING, Heap, keep_freed_memory
 
 def own():
     lines = open("/proc/self/status").read().splitlines()
@@ -43,6 +43,8 @@ def own():
 
 keep_freed_memory()
 heap, libc = Heap(), ctypes.CDLL("libc.so.6")
+for _ in range(SETTLING):
+    heap.look()
 libc.malloc.restype = ctypes.c_void_p
 before, large = own(), []
 for _ in range(100):
@@ -67,20 +69,23 @@ def test_a_heap_that_has_grown_gives_back_what_is_free_in_it() -> None:
     assert kept > 700 and left < 100
 
 
-def test_a_heap_that_has_not_grown_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, trimmed = iter([0, 50, 90, 90, 120]), list[int]()
+def test_memory_is_given_back_when_it_has_grown_beyond_what_the_first_batches_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each time four batches settle what is usual.
+    sizes, given_back = iter([10, 50, 40, 50, 60, 130, 131, 20, 60, 70, 70, 150, 151]), list[int]()
 
     class Library:
         def malloc_trim(self, pad: int) -> None:
-            trimmed.append(pad)
+            given_back.append(pad)
 
     monkeypatch.setattr(memory, "GROWN_BYTES", 80)
     monkeypatch.setattr(memory, "_libc", Library)
     heap = memory.Heap()
     monkeypatch.setattr(heap, "_bytes", lambda: next(sizes))
-    for expected in (0, 0, 1, 1):
+    for expected in (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2):
         heap.look()
-        assert len(trimmed) == expected
+        assert len(given_back) == expected
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,5 +93,8 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError("libc.so.6: cannot open shared object file")
 
     monkeypatch.setattr(memory, "_libc", missing)
-    memory.Heap().look()
+    heap, sizes = memory.Heap(), iter([0] * 4 + [1 << 40])
+    monkeypatch.setattr(heap, "_bytes", lambda: next(sizes))
+    for _ in range(5):
+        heap.look()
     keep_freed_memory()
