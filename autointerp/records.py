@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+PROBE = "probe"
+"""Task of a request that only finds out what a server can do."""
 REFUSED = ("refusal", "content_filter")
 """Values of `Completion.finish_reason` which mean that the model would not answer."""
 

@@ -184,6 +184,20 @@ def test_a_budget_stops_hard_keeps_everything_and_says_how_to_go_on(
             assert (scores_of(run, scorer) / name).read_bytes() == (scores_of(calm, scorer) / name).read_bytes()
 
 
+def test_a_budget_counts_the_questions_about_what_the_server_can_do(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChatServer() as server:
+        server.prompt_tokens = 700
+        assert call("explain", run, server) == 0
+        n = len(server.bodies)
+        assert call("score", run, server, "--budget", "2000tok", "--max-tokens", "100") == 2
+        # Two of 700 are spent on them; a third request would not fit.
+        assert (len(server.probes), len(server.bodies)) == (2, n)
+        assert "1,404 tokens for 2 answers" in capsys.readouterr().err
+        assert call("score", run, server, "--budget", "50tok") == 2 and len(server.probes) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

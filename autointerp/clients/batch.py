@@ -65,8 +65,11 @@ class BatchClient:
         self._reserved = 0.0
 
     async def complete(self, request: Request) -> Completion:
-        """One answer, at once and at full price."""
-        return await self.client.complete(request)
+        """One answer, at once: a probe's, which the budget counts as if it were of a batch."""
+        completion = await self.client.complete(request)
+        if self._meter is not None:
+            self._meter.count(request, completion)
+        return completion
 
     async def close(self) -> None:
         """Release connections."""

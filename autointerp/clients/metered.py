@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from autointerp.plugins import Ability, LLMClient
 from autointerp.prices import Budget
-from autointerp.records import Completion, Request, Usage
+from autointerp.records import PROBE, Completion, Request, Usage
 from autointerp.store import prompt_characters
 from sae.errors import InputError
 
@@ -40,6 +40,7 @@ class MeteredClient:
         self._in_flight = 0
         self._tokens_a_character = CAUTION / CHARACTERS_A_TOKEN
         self._waiting: list[asyncio.Future[None]] = []
+        self._has_learnt = False
         self._over: InputError | None = None
 
     @property
@@ -116,8 +117,11 @@ class MeteredClient:
                 LOG.warning("the server does not say how many tokens it took; the budget counts 3.6 characters as one")
             guess = (characters / CHARACTERS_A_TOKEN, len(completion.text) / CHARACTERS_A_TOKEN)
             usage = Usage(int(guess[0]) + 1, int(guess[1]) + 1)
-        ratio = MARGIN * usage.prompt_tokens / max(characters, 1)
-        self._tokens_a_character = max(self._tokens_a_character, ratio) if self.n_answers else ratio
+        if request.task != PROBE:
+            # A probe is so short that what a server puts around each message is most of it.
+            ratio = MARGIN * usage.prompt_tokens / max(characters, 1)
+            self._tokens_a_character = max(self._tokens_a_character, ratio) if self._has_learnt else ratio
+            self._has_learnt = True
         self.n_answers += 1
         self.spent += self.budget.cost(usage)
 

@@ -9,24 +9,23 @@ import asyncio
 import dataclasses
 import json
 import logging
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from autointerp.clients import sampling_of
+from autointerp.clients.cached import CachedClient
 from autointerp.clients.echoing import PATH
 from autointerp.clients.openai_compatible import OpenAIClient
 from autointerp.config import ClientConfig
 from autointerp.grading import LISTS, STRENGTHS, TOP
 from autointerp.judging import HOPELESS
 from autointerp.plugins import Abilities, LLMClient
-from autointerp.records import Completion, Message, Request, Sampling
+from autointerp.records import PROBE, Completion, Message, Request, Sampling
 from autointerp.store import ResponseStore
 from sae.artifacts import write_json
 from sae.errors import InputError
 
-Found = TypeVar("Found")
 LOG = logging.getLogger(__name__)
 FILE = "abilities.json"
 ONE = "Answer with the digit 1 and nothing else."
@@ -55,8 +54,7 @@ def judge_sampling(config: ClientConfig, client: LLMClient, scorer: str, run: Pa
         return plain
     if known is None and not isinstance(server, OpenAIClient):
         return plain
-    store: ResponseStore | None = getattr(client, "store", None)
-    abilities = known or known_abilities(server, plain, run, store, ask=not config.estimate)
+    abilities = known or known_abilities(client, plain, run, ask=not config.estimate)
     for mode, able, sampling in (
         ("graded", abilities.top_logprobs > 0, dataclasses.replace(plain, top_logprobs=TOP)),
         ("structured", abilities.structured, dataclasses.replace(plain, structured=True)),
@@ -71,15 +69,14 @@ def judge_sampling(config: ClientConfig, client: LLMClient, scorer: str, run: Pa
     return plain
 
 
-def known_abilities(
-    server: OpenAIClient, sampling: Sampling, run: Path, store: ResponseStore | None, ask: bool = True
-) -> Abilities:
+def known_abilities(client: LLMClient, sampling: Sampling, run: Path, ask: bool = True) -> Abilities:
     """As the run or the store remembers them; else by a probe, if one may `ask`, whose result both then remember.
 
     Raises:
-        InputError: the server cannot be asked.
+        InputError: the server cannot be asked, or the budget does not reach for it.
     """
-    memory = _Memory(run / FILE, store, server.model, server.address)
+    server = _innermost(client)
+    memory = _Memory(run / FILE, getattr(client, "store", None), server.model, server.address)
     remembered = memory.recalled()
     try:
         abilities = Abilities(**remembered) if remembered else None
@@ -89,7 +86,7 @@ def known_abilities(
         return Abilities(0, False)
     if abilities is None:
         try:
-            abilities = asyncio.run(_closing(server, probe(server, sampling)))
+            abilities = asyncio.run(_probed(client, sampling))
         except _Unknown as failure:
             # The same settings must hold when the command is run again, or its answers would not fit together.
             LOG.warning(
@@ -140,40 +137,36 @@ class _Unknown(Exception):
     """The server has failed, which says nothing of what it can do."""
 
 
-async def probe(server: OpenAIClient, sampling: Sampling) -> Abilities:
+async def _probed(client: LLMClient, sampling: Sampling) -> Abilities:
     """Ask for both, and look whether they come. Two short requests.
 
     Raises:
         InputError: the server cannot be asked.
     """
     asked = dataclasses.replace(sampling, top_logprobs=TOP)
-    places = (await _ask(server, Request("probe", (Message("user", ONE),), sampling=asked))).token_logprobs
-    top = min((len(place.top) for place in places), default=0) if places else 0
     held = dataclasses.replace(sampling, structured=True)
-    answer = await _ask(server, Request("probe", (Message("user", WORD),), sampling=held, schema=SCHEMA))
+    try:
+        places = (await _answer(client, Request(PROBE, (Message("user", ONE),), sampling=asked))).token_logprobs
+        answer = await _answer(client, Request(PROBE, (Message("user", WORD),), sampling=held, schema=SCHEMA))
+    finally:
+        await client.close()
+    top = min((len(place.top) for place in places), default=0) if places else 0
     # A server that ignores the schema says yes.
     return Abilities(top if top >= 2 else 0, _obeys(answer))
 
 
-async def _closing(server: OpenAIClient, asking: Coroutine[Any, Any, Found]) -> Found:
-    try:
-        return await asking
-    finally:
-        await server.close()
-
-
-async def _ask(server: OpenAIClient, request: Request) -> Completion:
-    completion = await server.complete(request)
+async def _answer(client: LLMClient, request: Request) -> Completion:
+    completion = await _paying(client).complete(request)
     # A request that is refused as it stands says what the server cannot do; any other failure says nothing.
     if completion.error is None or completion.finish_reason == "rejected":
         return completion
     if completion.finish_reason in HOPELESS:
-        raise _unaskable(server, completion)
+        raise _unaskable(client, completion)
     raise _Unknown(completion.error)
 
 
-def _unaskable(server: OpenAIClient, completion: Completion) -> InputError:
-    return InputError(f"{server.model} cannot be asked: {completion.error}; check --base-url, --model and the key")
+def _unaskable(client: LLMClient, completion: Completion) -> InputError:
+    return InputError(f"{client.model} cannot be asked: {completion.error}; check --base-url, --model and the key")
 
 
 def _obeys(completion: Completion) -> bool:
@@ -200,10 +193,10 @@ def can_echo(client: LLMClient, run: Path, ask: bool = True) -> bool:
     if not found:
         if not ask:
             return True
-        completion = asyncio.run(_closing(server, server.complete(Request("probe", (), {"prompts": TEXTS}))))
+        completion = asyncio.run(_echo(client))
         found = {"echo": completion.echoed is not None}
         if completion.finish_reason in ("unreachable", "unauthorised"):
-            raise _unaskable(server, completion)
+            raise _unaskable(client, completion)
         # A failure that may pass must not be remembered.
         if not found["echo"] and completion.finish_reason not in ("rejected", "not_found"):
             LOG.warning("%s sends no log probabilities of given texts (%s)", memory.name, completion.error)
@@ -211,6 +204,18 @@ def can_echo(client: LLMClient, run: Path, ask: bool = True) -> bool:
         memory.share(found)
     memory.note(found)
     return bool(found.get("echo"))
+
+
+async def _echo(client: LLMClient) -> Completion:
+    try:
+        return await _paying(client).complete(Request(PROBE, (), {"prompts": TEXTS}))
+    finally:
+        await client.close()
+
+
+def _paying(client: LLMClient) -> LLMClient:
+    """The client that sends and counts what it costs: behind the store, which may hold another address's answer."""
+    return client.client if isinstance(client, CachedClient) else client
 
 
 def _innermost(client: Any) -> Any:
