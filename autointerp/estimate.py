@@ -80,7 +80,7 @@ class Estimate:
         n = sum(tally.n_new for tally in self.tallies.values())
         yield (
             f"in all {n:,} requests, {total.prompt_tokens:,} prompt tokens and {total.completion_tokens:,} completion "
-            f"tokens; {self._cost(total, most)}; nothing was sent"
+            f"tokens; {self._cost(total, most) if n else 'cost $0'}; nothing was sent"
         )
 
     def _usage(self, task: str, tally: Tally) -> tuple[Usage, float, int]:

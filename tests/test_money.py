@@ -133,6 +133,8 @@ def test_an_estimate_sends_nothing_and_counts_what_the_run_then_sends(
         assert f"measured on {scored:,} answers" in said and counts_in(said, "score/fuzzing")[1] == 0
         assert call("score", run, server, *store, "--estimate") == 0
         assert "score/detection" not in capsys.readouterr().out, "what is complete asks nothing"
+        assert call("explain", run, server, *store, "--estimate") == 0
+        assert "in all 0 requests, 0 prompt tokens and 0 completion tokens; cost $0;" in capsys.readouterr().out
 
 
 def counts_in(said: str, task: str) -> tuple[int, int]:
