@@ -2,10 +2,11 @@
 
 python benchmarks/speed_cache.py                                  0.2 and 2 million tokens of pydocs, 3 rounds
 python benchmarks/speed_cache.py --tokens 50000 --many 0 --rounds 1
+python benchmarks/speed_cache.py --device cuda --subject FOLDER   on a GPU: wall time, and without Delphi
 
-Both cache the same TopK dictionary (random directions) on the same block of the embedded subject and the same tokens.
-The floor is the subject up to that block and the encoder's product, in the same batches. All are processes of their own
-on one thread, and what is compared is CPU time.
+Both cache the same TopK dictionary (random directions) on the same block of the subject and the same tokens. The floor
+is the subject up to that block and the encoder's product, in the same batches. All are processes of their own, on a CPU
+with one thread, and what is compared there is CPU time.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ from sae.model import SparseAutoencoder
 from sae.subject import Subject, load_subject
 
 SUBJECT = Path(__file__).with_name("subject")
+KEPT = ("subject", "device", "layer", "n_latents", "k", "corpus", "context_length")
+"""Flags that the processes of the contenders get too."""
 SAMPLE = 16
 """Batches on which the dictionary is initialised."""
 
@@ -62,6 +65,10 @@ class SpeedConfig:
     """Tokens that ours caches once more, to see memory and time grow; 0 for none. At most what the corpus has."""
     rounds: int = 3
     """Rounds of all contenders by turns; medians count."""
+    subject: Path = SUBJECT
+    """Folder of the subject."""
+    device: str = "cpu"
+    """Where ours and the floor run, in float32."""
     layer: int = 3
     """Block after which the dictionary reads."""
     n_latents: int = 4096
@@ -85,13 +92,18 @@ class SpeedConfig:
         """Where the dictionary reads."""
         return Hookpoint(self.layer)
 
+    def loaded(self) -> Subject:
+        """The subject."""
+        return load_subject(SubjectConfig(str(self.subject), dtype="float32", device=self.device))
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print JSON."""
     config = parse(SpeedConfig, argv, "python benchmarks/speed_cache.py")
     logging.disable(logging.WARNING)
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    torch.set_num_threads(1)
+    if config.device == "cpu":
+        os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        torch.set_num_threads(1)
     if config.task:
         with contextlib.redirect_stdout(io.StringIO()):
             found = TASKS[config.task](config)
@@ -106,7 +118,7 @@ def measured(config: SpeedConfig, folder: Path) -> dict[str, Any]:
     write_dictionary(config, folder / "sparsify" / str(config.hookpoint))
     _process(config, "ours", config.tokens, folder)
     whole = write_tokens(folder)
-    why_not = delphi_contender.missing()
+    why_not = delphi_contender.missing() if config.device == "cpu" else "it is compared on a CPU"
     timings, theirs = Timings(), {}
     for number in range(config.rounds):
         for task in TASKS:
@@ -115,16 +127,17 @@ def measured(config: SpeedConfig, folder: Path) -> dict[str, Any]:
             if task == "ours":
                 ours = found
         if not why_not:
-            places = {"subject": SUBJECT, "dictionary": folder / "sparsify", "tokens": folder / "tokens.npy"}
+            places = {"subject": config.subject, "dictionary": folder / "sparsify", "tokens": folder / "tokens.npy"}
             out = folder / f"delphi{number}"
             theirs = delphi_contender.measured("cache", **places, out=out, hookpoint=str(config.hookpoint))
             timings.add("delphi", Timing(theirs["wall"], theirs["cpu"]), theirs["tokens"])
+    clock, seconds = ("cpu", timings.cpu) if config.device == "cpu" else ("wall", timings.wall)
     result: dict[str, Any] = {
-        "cpu_us_a_token_median_and_rounds": {
-            name: [round(1000 * ms, 1) for ms in times["cpu_ms"]] for name, times in timings.table(9).items()
+        f"{clock}_us_a_token_median_and_rounds": {
+            name: [round(1000 * ms, 1) for ms in times[f"{clock}_ms"]] for name, times in timings.table(9).items()
         },
-        "tokens_a_cpu_second": {name: round(1 / timings.cpu(name)) for name in timings.rounds},
-        "over_the_floor": round(timings.cpu_ratio("ours", "floor"), 3),
+        f"tokens_a_{clock}_second": {name: round(1 / seconds(name)) for name in timings.rounds},
+        "over_the_floor": round(seconds("ours") / seconds("floor"), 3),
         "ours": {name: ours[name] for name in ("tokens", "bytes_a_token", "before_mb", "peak_mb", "own_peak_mb")},
         "delphi": why_not or {},
     }
@@ -138,9 +151,9 @@ def measured(config: SpeedConfig, folder: Path) -> dict[str, Any]:
         result["agreement"] = agreement(config, folder, whole, out)
     if config.many:
         result["ours, many"] = many = _process(config, "ours", config.many, folder)
-        further = (many["cpu"] - ours["cpu"]) / (many["tokens"] - ours["tokens"])
-        result["tokens_a_cpu_second"]["ours, each further token"] = round(1 / further)
-        result["each_further_token_over_the_floor"] = round(further / timings.cpu("floor"), 3)
+        further = (many[clock] - ours[clock]) / (many["tokens"] - ours["tokens"])
+        result[f"tokens_a_{clock}_second"]["ours, each further token"] = round(1 / further)
+        result["each_further_token_over_the_floor"] = round(further / seconds("floor"), 3)
     return result
 
 
@@ -149,7 +162,7 @@ def write_dictionary(config: SpeedConfig, folder: Path) -> None:
     folder.mkdir(parents=True)
     subject, stores = _subject_and_contexts(config)
     batches = list(_batches(stores[0]))[:SAMPLE]
-    sample = torch.cat([batch.vectors[0] for batch in stream(subject, stores[0], [config.hookpoint], batches)])
+    sample = torch.cat([batch.vectors[0] for batch in stream(subject, stores[0], [config.hookpoint], batches)]).cpu()
     model = SparseAutoencoder(Architecture("topk", sample.shape[1], config.n_latents, config.k))
     model.initialise(sample, torch.Generator().manual_seed(0))
     sparsify.save(folder, model, {"hookpoint": str(config.hookpoint)})
@@ -194,9 +207,10 @@ def agreement(config: SpeedConfig, folder: Path, whole: np.ndarray, delphi: Path
 
 def ours(config: SpeedConfig) -> dict[str, Any]:
     """All of `python -m sae.cache` but its imports, of which transformers does its own when a model is first loaded."""
-    load_subject(SubjectConfig(str(SUBJECT)))
+    config.loaded()
     run = config.folder / "run"
-    command = ["--run", str(run), "--subject", str(SUBJECT), "--corpus", config.corpus, "--repeat"]
+    command = ["--run", str(run), "--subject", str(config.subject), "--corpus", config.corpus, "--repeat"]
+    command += ["--dtype", "float32", "--device", config.device]
     command += ["--dictionary", str(config.folder / "sparsify" / str(config.hookpoint)), "--name", "random"]
     command += ["--tokens", str(config.tokens), "--context-length", str(config.context_length)]
     # A complete cache would be kept as it is.
@@ -218,13 +232,15 @@ def floor(config: SpeedConfig) -> dict[str, Any]:
     """The subject up to the block, and one product with a matrix of the encoder's shape, of the same tokens."""
     keep_freed_memory()
     subject, stores = _subject_and_contexts(config)
-    w_enc = torch.randn(config.n_latents, subject.d_model)
+    w_enc = torch.randn(config.n_latents, subject.d_model, device=subject.device)
 
     @torch.no_grad()
     def work() -> None:
         for store in stores:
             for batch in stream(subject, store, [config.hookpoint], _batches(store)):
                 torch.mm(batch.vectors[0], w_enc.T)
+        if subject.device.type == "cuda":
+            torch.cuda.synchronize()
 
     return {**timed(work)._asdict(), "tokens": sum(store.n_tokens for store in stores)}
 
@@ -233,7 +249,7 @@ TASKS: dict[str, Callable[[SpeedConfig], dict[str, Any]]] = {"ours": ours, "floo
 
 
 def _subject_and_contexts(config: SpeedConfig) -> tuple[Subject, list[ContextStore]]:
-    subject, corpus = load_subject(SubjectConfig(str(SUBJECT))), open_corpus(CorpusConfig(config.corpus))
+    subject, corpus = config.loaded(), open_corpus(CorpusConfig(config.corpus))
     each = config.tokens // len(SPLITS)
     return subject, [
         prepare_contexts(corpus, subject.tokenizer, split, each, config.context_length, True) for split in SPLITS
@@ -249,7 +265,7 @@ def _cache_of(folder: Path) -> LatentCache:
 
 
 def _process(config: SpeedConfig, task: str, tokens: int, folder: Path) -> dict[str, Any]:
-    sizes = {name: getattr(config, name) for name in ("layer", "n_latents", "k", "corpus", "context_length")}
+    sizes = {name: getattr(config, name) for name in KEPT}
     sizes |= {"task": task, "tokens": tokens, "folder": folder}
     flags = [part for name, value in sizes.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, __file__, *flags]

@@ -67,9 +67,11 @@ def stream(
     for part in contexts(store, batches):
         heap.look()
         found = caught(subject, part.ids, part.documents, part.starts, hookpoints)
-        kept = part.usable.to(subject.device)
-        vectors = tuple(x[kept].float() for x in found)
-        yield ActivationBatch(vectors, part.ids[part.usable], part.batch, part.usable)
+        # Numbers, which are known here already: for a mask a GPU would be waited for.
+        places = part.usable.view(-1).nonzero().squeeze(1)
+        there = places.to(subject.device, non_blocking=True)
+        vectors = tuple(x.flatten(0, 1).index_select(0, there).float() for x in found)
+        yield ActivationBatch(vectors, part.ids.view(-1)[places], part.batch, part.usable)
 
 
 def without_token_means(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from sae.artifacts import (
 )
 from sae.cli import parse, run_stage
 from sae.config import CacheConfig, CorpusConfig, SubjectConfig
-from sae.contexts import ContextStore, prepare_contexts
+from sae.contexts import Batch, ContextStore, merged, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.dictionaries import Dictionary, check_fit, foreign_dictionary, run_dictionaries
 from sae.errors import InputError
@@ -41,6 +41,10 @@ from sae.subject import Subject, block_count, load_subject
 from sae.weights import subject_digest, subject_identity
 
 log = logging.getLogger(__name__)
+GPU_BATCH_TOKENS = 16384
+"""With 2,048 tokens at a time a GPU waits for the CPU to name its next step."""
+HELD_NUMBERS = 1 << 27
+"""Most numbers that a batch on a GPU holds in vectors and pre-activations: 512 MB."""
 N_NEIGHBOURS = 10
 NEIGHBOUR_ROWS = 4096
 
@@ -147,10 +151,13 @@ def _cache(
     entries = [_writer(w.partial, d) for w, d in zip(writers, dictionaries, strict=True)]
     texts = TextWriter(writers[0].partial / ".token_ids")
     bar = tqdm(total=sum(s.n_tokens for s in stores), unit="tok", unit_scale=True, desc="caching", mininterval=1.0)
+    fired: list[list[_Fired]] = []
     for split, store in enumerate(stores):
         first_document = texts.begin_split(split, store.document_ids)
-        batches = store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
+        batches = _batches(store, subject, dictionaries)
         for batch in stream(subject, store, hookpoints, batches):
+            # A GPU is at work on this batch while the one before is written.
+            _write(fired, entries)
             contexts = batch.batch.contexts
             numbers = texts.add(
                 batch.batch.ids,
@@ -159,8 +166,13 @@ def _cache(
                 store.starts[contexts],
             )
             vectors = dict(zip(hookpoints, batch.vectors, strict=True))
-            _add(vectors, batch.token_ids.to(subject.device), numbers[batch.usable.numpy()], dictionaries, entries)
+            fired = _fired(vectors, batch.token_ids.to(subject.device), numbers[batch.usable.numpy()], dictionaries)
+            if subject.device.type == "cpu":
+                # Kept for longer, they would lie between what the next batch takes.
+                _write(fired, entries)
+                fired = []
             bar.update(len(batch.token_ids))
+    _write(fired, entries)
     bar.close()
     arrays, names = texts.arrays(), texts.documents
     neighbours: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
@@ -182,37 +194,56 @@ def _writer(folder: Path, dictionary: Dictionary) -> EntryWriter | LayeredWriter
     return LayeredWriter(folder, n_latents, n_layers) if dictionary.is_multi_layer else EntryWriter(folder, n_latents)
 
 
+def _batches(store: ContextStore, subject: Subject, dictionaries: Sequence[Dictionary]) -> Iterator[Batch]:
+    """All contexts; on a GPU many at a time, as far as vectors and pre-activations of so many tokens stay small."""
+    batches = store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
+    if subject.device.type == "cpu":
+        return batches
+    places = {place for d in dictionaries for place in d.hookpoints}
+    held = len(places) * subject.d_model + max(d.model.n_latents for d in dictionaries)
+    return merged(batches, min(HELD_NUMBERS // held, GPU_BATCH_TOKENS))
+
+
+@dataclass(frozen=True)
+class _Fired:
+    """What fires in a batch at one place: numbers of the tokens [token], latents and values [token, width]."""
+
+    index: Array
+    latents: torch.Tensor
+    values: torch.Tensor
+
+    def entries(self) -> tuple[Array, Array, Array]:
+        """Token, latent and activation of each of them."""
+        width = self.values.shape[1]
+        return np.repeat(self.index, width), self.latents.numpy().ravel(), self.values.numpy().ravel()
+
+
 @torch.no_grad()
-def _add(
-    vectors: Mapping[Hookpoint, torch.Tensor],
-    token_ids: torch.Tensor,
-    index: Array,
-    dictionaries: Sequence[Dictionary],
-    entries: Sequence[EntryWriter | LayeredWriter],
-) -> None:
-    """Add what fires on some tokens [token], of these ids and of these numbers in the cache."""
+def _fired(
+    vectors: Mapping[Hookpoint, torch.Tensor], token_ids: torch.Tensor, index: Array, dictionaries: Sequence[Dictionary]
+) -> list[list[_Fired]]:
+    """What fires on tokens [token] of these ids and of these numbers in the cache, by dictionary and hookpoint."""
     # A dictionary is here once more for each layer that has a cache of its own.
-    known: dict[tuple[int, Hookpoint], tuple[Array, Array, Array]] = {}
-    for d, entry in zip(dictionaries, entries, strict=True):
+    known: dict[tuple[int, Hookpoint], _Fired] = {}
+    for d in dictionaries:
         for place in d.hookpoints:
             if (id(d.model), place) not in known:
-                known[id(d.model), place] = _firings(d.model, d.seen(vectors[place], token_ids, place), index)
-        found = [known[id(d.model), place] for place in d.hookpoints]
-        if isinstance(entry, EntryWriter):
-            entry.add(*found[0])
+                values, latents = d.model.encode(d.seen(vectors[place], token_ids, place))
+                known[id(d.model), place] = _Fired(index, latents.int().cpu(), values.cpu())
+    return [[known[id(d.model), place] for place in d.hookpoints] for d in dictionaries]
+
+
+def _write(fired: Sequence[Sequence[_Fired]], writers: Sequence[EntryWriter | LayeredWriter]) -> None:
+    """Add what fires in a batch to the caches of the dictionaries; before the first one there is nothing."""
+    for found, writer in zip(fired, writers, strict=False):
+        if isinstance(writer, EntryWriter):
+            writer.add(*found[0].entries())
         else:
-            token, latent, activation = (np.concatenate(column) for column in zip(*found, strict=True))
-            layer = np.repeat(np.arange(len(found)), [len(part[0]) for part in found])
-            entry.add(token, latent, activation, layer)
-
-
-def _firings(model: SparseAutoencoder, x: torch.Tensor, index: Array) -> tuple[Array, Array, Array]:
-    """Token, latent and activation of everything that fires on x [token, d_in], by token."""
-    values, indices = model.encode(x)
-    values, indices = values.cpu(), indices.cpu()
-    active = (values > 0).numpy()
-    tokens = np.broadcast_to(index[:, None], active.shape)
-    return tokens[active], indices.numpy()[active], values.numpy()[active]
+            parts = [one.entries() for one in found]
+            layer = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+            fires = (activation := np.concatenate([part[2] for part in parts])) > 0
+            token, latent = (np.concatenate([part[i] for part in parts])[fires] for i in (0, 1))
+            writer.add(token, latent, activation[fires], layer[fires])
 
 
 @torch.no_grad()

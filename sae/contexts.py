@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,31 @@ class Batch:
     """[context]"""
     contexts: Int64Array
     """[context], their numbers in the store."""
+
+
+def merged(batches: Iterable[Batch], batch_tokens: int) -> Iterator[Batch]:
+    """The same contexts in the same order, in batches that hold as many padded tokens as may be.
+
+    Args:
+        batches: batches.
+        batch_tokens: most padded tokens in a batch, where it is of several.
+    """
+    together: list[Batch] = []
+    for batch in batches:
+        longest = max(one.ids.shape[1] for one in [*together, batch])
+        if together and longest * sum(len(one.ids) for one in [*together, batch]) > batch_tokens:
+            yield _one_of(together)
+            together = []
+        together.append(batch)
+    if together:
+        yield _one_of(together)
+
+
+def _one_of(batches: Sequence[Batch]) -> Batch:
+    longest = max(batch.ids.shape[1] for batch in batches)
+    ids = [np.pad(batch.ids, ((0, 0), (0, longest - batch.ids.shape[1]))) for batch in batches]
+    columns = ([batch.lengths for batch in batches], [batch.contexts for batch in batches])
+    return Batch(np.concatenate(ids), *map(np.concatenate, columns))
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,15 @@ def in_half(activation: Array) -> Array:
     return half
 
 
+def by_latent(latent: Array) -> Array:
+    """The stable order of latents, uint32 [n]. numpy sorts 16 bits at a time in a fifth of the time of 32."""
+    order: Array = np.argsort(latent.astype(np.uint16), kind="stable")
+    upper = (latent >> 16).astype(np.uint16)
+    if upper.any():
+        order = order[np.argsort(upper[order], kind="stable")]
+    return order
+
+
 CONTEXT_COLUMNS: dict[str, Any] = {
     "length": np.int64,
     "context_document": np.uint32,
@@ -211,11 +220,13 @@ class EntryWriter:
         An activation that half precision rounds to zero is no firing and is left out. `others` are further columns.
         """
         half = in_half(activation)
-        fires = half > 0
-        self.counts += np.bincount(latent[fires], minlength=len(self.counts))
         whole = {"token_index": token_index, "latent": latent, "activation": half, **others}
+        # Nearly always all of them.
+        if not (fires := half > 0).all():
+            whole = {column: values[fires] for column, values in whole.items()}
+        self.counts += np.bincount(whole["latent"], minlength=len(self.counts))
         for column, stream in self._streams.items():
-            stream.write(np.ascontiguousarray(whole[column][fires], DTYPES[self._columns[column]]).tobytes())
+            stream.write(np.ascontiguousarray(whole[column], DTYPES[self._columns[column]]).tobytes())
 
     def finish(self) -> int:
         """Write the file, remove the spill files, and return the number of entries."""
@@ -237,7 +248,7 @@ class EntryWriter:
 
             for _ in range(0, total, MERGE_ENTRIES):
                 latent = piece("latent")
-                order = np.argsort(latent, kind="stable")
+                order = by_latent(latent)
                 counts = np.bincount(latent, minlength=len(cursor))
                 first = np.repeat(cursor - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
                 place = first + np.arange(len(latent))

@@ -290,4 +290,6 @@ class Encoder:
         least = self.question.least(scores.best)
         clear = least > -torch.inf
         tokens, latents, few = scores.reaching(torch.where(clear, least, torch.nan)[None])
-        return Pairs(tokens, latents, scores.values[latents, tokens], (~(clear & few)).nonzero().squeeze(1), least)
+        # By one index, which takes half the time of two.
+        found = scores.values.view(-1).index_select(0, latents * len(x) + tokens)
+        return Pairs(tokens, latents, found, (~(clear & few)).nonzero().squeeze(1), least)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from sae import contexts, pydocs
 from sae.config import CorpusConfig
-from sae.contexts import ContextStore, prepare_contexts, tokenizer_fingerprint
+from sae.contexts import ContextStore, merged, prepare_contexts, tokenizer_fingerprint
 from sae.corpus import Corpus, open_corpus
 from sae.errors import InputError
 from sae.pydocs import Document
@@ -265,6 +265,24 @@ def test_batches_stop_at_the_tokens_asked(store: ContextStore) -> None:
     assert sum(given[:-1]) < 4000 <= sum(given)
     whole = store.batches(512, np.random.default_rng(0))
     assert given == [int((batch.lengths - 1).sum()) for batch, _ in zip(whole, given, strict=False)]
+
+
+@pytest.mark.parametrize("most", [1, 300, 2048])
+def test_merged_batches_hold_the_same_contexts_in_the_same_order(store: ContextStore, most: int) -> None:
+    small = list(store.batches(128, np.random.default_rng(0)))
+    large = list(merged(small, most))
+    of_several = [batch for batch in large if batch.ids.size > 128]
+    assert len(large) < len(small) if most > 128 else len(large) == len(small)
+    assert all(batch.ids.size <= max(most, 128) for batch in large) and bool(of_several) == (most > 128)
+    for name in ("contexts", "lengths"):
+        one, other = (np.concatenate([getattr(batch, name) for batch in batches]) for batches in (small, large))
+        assert np.array_equal(one, other)
+    for batch in large:
+        longest = batch.lengths.max()
+        assert batch.ids.shape == (len(batch.contexts), longest)
+        for context, length, ids in zip(batch.contexts, batch.lengths, batch.ids, strict=True):
+            expected = store.batch(np.array([context])).ids[0]
+            assert np.array_equal(ids[:length], expected) and not ids[length:].any()
 
 
 def test_a_context_longer_than_a_batch_is_a_batch() -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from sae import latents
 from sae.artifacts import writing
 from sae.errors import InputError
-from sae.latents import EntryWriter, LatentCache
+from sae.latents import EntryWriter, LatentCache, by_latent
 from sae.mapped import create_tensors, map_tensors, save_tensors
 
 
@@ -106,3 +106,10 @@ def test_what_half_precision_rounds_to_zero_is_no_firing(tmp_path: Path) -> None
     entries = map_tensors(tmp_path / "entries.safetensors")
     assert entries["offsets"].tolist() == [0, 1, 2] and entries["token_index"].tolist() == [4, 5]
     assert entries["activation"].tolist() == [0.5, 65504.0]
+
+
+@pytest.mark.parametrize("most", [7, 1 << 16, 1 << 20])
+def test_the_order_of_latents_is_stable_also_beyond_16_bits(most: int) -> None:
+    latents_drawn = np.random.default_rng(0).integers(0, most, 5000).astype(np.uint32)
+    latents_drawn[::3] = latents_drawn[0]
+    assert np.array_equal(by_latent(latents_drawn), np.argsort(latents_drawn, kind="stable"))
