@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from autointerp.records import ANSWERED, Explanation, ExplanationStatus, Judgement, Usage
-from sae.artifacts import Manifest, complete_folders, dictionary_folder, latents_folder, list_digest, read_manifest
+from sae.artifacts import Manifest, complete_folders, dictionary_folder, latents_folder, read_manifest
+from sae.digests import list_digest
 from sae.errors import InputError
 from sae.latents import LatentCache
 
@@ -135,13 +137,13 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
         stream.writelines(line(row) for row in rows)
 
 
-def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write scores.csv; a number that is undefined stays empty."""
+@contextlib.contextmanager
+def scores_table(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Begin scores.csv; gives what writes a latent's line. A number that is undefined stays empty."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(COLUMNS)
-        for row in rows:
-            table.writerow(["" if row[name] is None else row[name] for name in COLUMNS])
+        yield lambda row: table.writerow(["" if row[name] is None else row[name] for name in COLUMNS])
 
 
 def read_judgements(folder: Path) -> Iterator[Judgement]:

@@ -80,7 +80,7 @@ class Estimate:
         n = sum(tally.n_new for tally in self.tallies.values())
         yield (
             f"in all {n:,} requests, {total.prompt_tokens:,} prompt tokens and {total.completion_tokens:,} completion "
-            f"tokens; {self._cost(total, most) if n else 'cost $0'}; nothing was sent"
+            f"tokens; {self._cost(total, most)}; nothing was sent"
         )
 
     def _usage(self, task: str, tally: Tally) -> tuple[Usage, float, int]:
@@ -92,6 +92,8 @@ class Estimate:
         return Usage(round(tally.characters / ratio), round(tally.n_new * completion / n)), ratio, n
 
     def _cost(self, total: Usage, most: Usage) -> str:
+        if not total.prompt_tokens:
+            return "cost $0"
         if self.price is None:
             return f"cost unknown: no price for {self.model} (add one by --prices FILE)"
         rates = f"${self.price.prompt:g} and ${self.price.completion:g} per million"

@@ -267,7 +267,7 @@ def _fitting(windows: Windows, lengths: Ints, number: Ints, place: Ints) -> Iter
     """
     start = windows.start
     stop = start + windows.length
-    at_once = max(1, COMPARED // max(len(place), len(lengths)))
+    at_once = max(1, COMPARED // max(len(place), len(lengths), 1))
     for part in range(0, len(windows), at_once):
         rows = slice(part, part + at_once)
         fits = lengths >= stop[rows, None]

@@ -27,7 +27,7 @@ READ, UNREAD, ERROR = range(3)
 """What became of an answer; an error is none, and is asked again by the next process."""
 
 
-class Answer(NamedTuple):
+class Kept(NamedTuple):
     """What one answer gave, and what it has cost."""
 
     rows: list[Row]
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 class Journal:
     """Answers as they come, one line per request; a line cut off by a kill counts as not written.
 
-    A slot is (latent, number of the request within the latent). Memory holds some 30 bytes a slot, not its rows.
+    A slot is (latent, number of the request within the latent). Memory holds some 30 bytes of each, not its rows.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,11 +72,11 @@ class Journal:
         entry = _entry(slot, key, rows, usage)
         self._stream.write(entry)
         self._stream.flush()
-        self._note(slot, key, [row.status for row in rows], usage, place)
+        self._note(slot, key, _became([{"status": row.status} for row in rows]), usage, place)
 
-    def answers(self, latent: int) -> dict[int, Answer]:
+    def answers(self, latent: int) -> dict[int, Kept]:
         """The last answer to each request about a latent, by its number, be it a failure."""
-        return {number: self._answer(place) for number, (_, _, place) in self._of(latent).items()}
+        return {number: self._kept(place) for number, (_, _, place) in self._of(latent).items()}
 
     def unread(self, latent: int) -> list[int]:
         """Numbers of the requests about a latent whose last answer could not be read."""
@@ -126,10 +126,10 @@ class Journal:
         tokens = {"prompt_tokens": self.usage.prompt_tokens, "completion_tokens": self.usage.completion_tokens}
         return {"requests": self.n_answers, **tokens}
 
-    def _answer(self, place: int) -> Answer:
+    def _kept(self, place: int) -> Kept:
         self._stream.seek(place)
         entry = json.loads(self._stream.readline())
-        return Answer(entry["rows"], Usage(*entry["usage"]))
+        return Kept(entry["rows"], Usage(*entry["usage"]))
 
     def _of(self, latent: int) -> dict[int, tuple[bytes, int, int]]:
         """By number of the request: the beginning of its key, what became of the last answer, where that is."""
@@ -141,20 +141,24 @@ class Journal:
         end = 0
         for entry, size in _entries(self._stream):
             latent, number = entry["slot"]
-            statuses = [row["status"] for row in entry["rows"]]
-            self._note((latent, number), entry["key"], statuses, Usage(*entry["usage"]), end)
+            self._note((latent, number), entry["key"], _became(entry["rows"]), Usage(*entry["usage"]), end)
             end += size
         self._stream.truncate(end)
 
-    def _note(self, slot: tuple[int, int], key: str, statuses: Sequence[str], usage: Usage, place: int) -> None:
+    def _note(self, slot: tuple[int, int], key: str, what: int, usage: Usage, place: int) -> None:
         self.usage = Usage(
             self.usage.prompt_tokens + usage.prompt_tokens, self.usage.completion_tokens + usage.completion_tokens
         )
         if slot == NOWHERE:
             return
-        what = ERROR if "error" in statuses else UNREAD if "unparseable" in statuses else READ
         self._places.setdefault(slot[0], bytearray()).extend(PLACE.pack(slot[1], _beginning(key), place, what))
         self.n_answers += 1
+
+
+def _became(rows: Sequence[Row]) -> int:
+    """What became of an answer."""
+    statuses = {row["status"] for row in rows}
+    return ERROR if "error" in statuses else UNREAD if "unparseable" in statuses else READ
 
 
 def _beginning(key: str) -> bytes:
@@ -184,5 +188,5 @@ def asked_keys(folder: Path) -> set[str]:
     if not (folder / JOURNAL).exists():
         return set()
     with (folder / JOURNAL).open("rb") as stream:
-        last = {tuple(entry["slot"]): entry for entry, _ in _entries(stream)}
-    return {entry["key"] for entry in last.values() if all(row["status"] != "error" for row in entry["rows"])}
+        last = {tuple(entry["slot"]): (entry["key"], _became(entry["rows"])) for entry, _ in _entries(stream)}
+    return {key for slot, (key, what) in last.items() if what != ERROR and slot != NOWHERE}

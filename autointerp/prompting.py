@@ -19,7 +19,7 @@ import jinja2.meta
 
 from autointerp.artifacts import JSON
 from autointerp.records import Message, Request, Sampling
-from sae.artifacts import digest
+from sae.digests import digest
 from sae.errors import InputError
 
 MARKS = (("<<", ">>"), ("[[", "]]"), ("{{", "}}"), ("⟦", "⟧"), ("⟪", "⟫"))

@@ -20,10 +20,10 @@ from autointerp.artifacts import (
     line,
     read_judgements,
     scores_folder,
+    scores_table,
     transfers_folder,
     usage_by_latent,
     usage_of,
-    write_scores,
 )
 from autointerp.clients import judge_samplings, make_client
 from autointerp.config import OFFLINE, ScoreConfig
@@ -119,19 +119,16 @@ def score_explanations(job: Job, client: LLMClient, config: ScoreConfig, earlier
                 for first in second:
                     asked = itertools.chain([first], second)
                     ask_missing(asked, journal, client, config.client.concurrency, f"{label} (again)")
-        tally = Tally(job.scorer.atom)
-        with (writer.partial / JUDGEMENTS).open("w", encoding="utf-8") as stream:
-
-            def summaries() -> Iterator[Row]:
-                for explanation in source.explanations:
-                    rows, used = judging.judged(explanation.latent, journal)
-                    stream.writelines(line(row) for row in rows)
-                    summary = judging.summary(explanation, rows)
-                    tally.add(summary)
-                    yield {**job.identity, **summary, **used}
-
-            write_scores(writer.partial / SCORES, summaries())
-        counts = {**tally.counts(), "failed": dict(sorted(judging.failed.items()))}
+        totals = _Totals(job.scorer.atom)
+        judgements = (writer.partial / JUDGEMENTS).open("w", encoding="utf-8")
+        with judgements, scores_table(writer.partial / SCORES) as write:
+            for explanation in source.explanations:
+                rows, used = judging.judged(explanation.latent, journal)
+                judgements.writelines(line(row) for row in rows)
+                summary = judging.summary(explanation, rows)
+                totals.add(summary)
+                write({**job.identity, **summary, **used})
+        counts = {**totals.counts(), "failed": dict(sorted(judging.failed.items()))}
         counts |= {**judging.counts, **journal.costs()}
         return writer.finish(counts)
 
@@ -179,7 +176,7 @@ def result_line(folder: Path, manifest: Manifest) -> str:
     )
 
 
-class Tally:
+class _Totals:
     """What the manifest says of all latents of a table, taken line by line."""
 
     def __init__(self, atom: Atom) -> None:
@@ -191,7 +188,7 @@ class Tally:
         self._defined = {name: array("d") for name in ("auroc", self.metric)}
 
     def add(self, row: Row) -> None:
-        """Count a latent's line."""
+        """Count a latent's line of scores.csv."""
         self.n += 1
         self.n_judgements += row["n"]
         self.n_skipped += row["n_skipped"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ from benchmarks.timings import OwnMemory, Timing, Timings, check_sizes, peak_kib
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
 from sae.architecture import Architecture
 from sae.artifacts import latents_folder
+from sae.cache import cache_batches
 from sae.cache import main as cache
 from sae.cli import parse, run_stage
 from sae.config import CorpusConfig, SubjectConfig
@@ -49,7 +51,7 @@ from sae.model import SparseAutoencoder
 from sae.subject import Subject, load_subject
 
 SUBJECT = Path(__file__).with_name("subject")
-KEPT = ("subject", "device", "layer", "n_latents", "k", "corpus", "context_length")
+PASSED_ON = ("subject", "device", "layer", "n_latents", "k", "corpus", "context_length")
 """Flags that the processes of the contenders get too."""
 SAMPLE = 16
 """Batches on which the dictionary is initialised."""
@@ -161,7 +163,8 @@ def write_dictionary(config: SpeedConfig, folder: Path) -> None:
     """A TopK dictionary with random directions, in the layout that Delphi reads."""
     folder.mkdir(parents=True)
     subject, stores = _subject_and_contexts(config)
-    batches = list(_batches(stores[0]))[:SAMPLE]
+    every = stores[0].batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
+    batches = itertools.islice(every, SAMPLE)
     sample = torch.cat([batch.vectors[0] for batch in stream(subject, stores[0], [config.hookpoint], batches)]).cpu()
     model = SparseAutoencoder(Architecture("topk", sample.shape[1], config.n_latents, config.k))
     model.initialise(sample, torch.Generator().manual_seed(0))
@@ -237,7 +240,8 @@ def floor(config: SpeedConfig) -> dict[str, Any]:
     @torch.no_grad()
     def work() -> None:
         for store in stores:
-            for batch in stream(subject, store, [config.hookpoint], _batches(store)):
+            batches = cache_batches(subject, store, [config.hookpoint], config.n_latents)
+            for batch in stream(subject, store, [config.hookpoint], batches):
                 torch.mm(batch.vectors[0], w_enc.T)
         if subject.device.type == "cuda":
             torch.cuda.synchronize()
@@ -256,16 +260,12 @@ def _subject_and_contexts(config: SpeedConfig) -> tuple[Subject, list[ContextSto
     ]
 
 
-def _batches(store: ContextStore) -> Any:
-    return store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
-
-
 def _cache_of(folder: Path) -> LatentCache:
     return LatentCache.open(latents_folder(folder / "run", "random"))
 
 
 def _process(config: SpeedConfig, task: str, tokens: int, folder: Path) -> dict[str, Any]:
-    sizes = {name: getattr(config, name) for name in KEPT}
+    sizes = {name: getattr(config, name) for name in PASSED_ON}
     sizes |= {"task": task, "tokens": tokens, "folder": folder}
     flags = [part for name, value in sizes.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, __file__, *flags]

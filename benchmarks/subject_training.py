@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig
 
-from sae.contexts import Batch, ContextStore
+from sae.batches import Batch
+from sae.contexts import ContextStore
 from sae.pydocs import cache_folder
 from sae.weights import find_device, initial_model
 

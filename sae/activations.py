@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.contexts import Batch, ContextStore
+from sae.batches import Batch
+from sae.contexts import ContextStore
 from sae.hookpoints import Hookpoint
 from sae.memory import Heap
 from sae.metrics import TokenMean
@@ -66,10 +67,10 @@ def stream(
     heap = Heap()
     for part in contexts(store, batches):
         heap.look()
-        found = caught(subject, part.ids, part.documents, part.starts, hookpoints)
-        # Numbers, which are known here already: for a mask a GPU would be waited for.
+        # As numbers, which are known here, and before the pass: for a mask, or a copy after it, a GPU is waited for.
         places = part.usable.view(-1).nonzero().squeeze(1)
-        there = places.to(subject.device, non_blocking=True)
+        there = places.to(subject.device)
+        found = caught(subject, part.ids, part.documents, part.starts, hookpoints)
         vectors = tuple(x.flatten(0, 1).index_select(0, there).float() for x in found)
         yield ActivationBatch(vectors, part.ids.view(-1)[places], part.batch, part.usable)
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sae.digests import digest, file_digest, plain
 from sae.errors import InputError
 from sae.locks import locked
 
@@ -89,41 +89,6 @@ class Manifest:
     fingerprint: str
     packages: dict[str, str]
     schema: int = SCHEMA
-
-
-def plain(value: Any) -> Any:
-    """A JSON-ready copy of a config: dataclasses to dicts, paths to strings, tuples to lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON value in canonical form."""
-    return hashlib.sha256(_canonical(value)).hexdigest()
-
-
-def list_digest(values: Iterable[Any]) -> str:
-    """`digest` of the list of these values, which need not be in memory together."""
-    whole = hashlib.sha256(b"[")
-    for number, value in enumerate(values):
-        whole.update(b", " * (number > 0) + _canonical(value))
-    whole.update(b"]")
-    return whole.hexdigest()
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(plain(value), sort_keys=True, ensure_ascii=False).encode()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def package_versions() -> dict[str, str]:

@@ -15,19 +15,14 @@ import torch
 from tqdm import tqdm
 
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
-from sae.artifacts import (
-    ArtifactWriter,
-    completed,
-    latents_folder,
-    plain,
-    read_manifest,
-    writing,
-)
+from sae.artifacts import ArtifactWriter, completed, latents_folder, read_manifest, writing
+from sae.batches import Batch, merged
 from sae.cli import parse, run_stage
 from sae.config import CacheConfig, CorpusConfig, SubjectConfig
-from sae.contexts import Batch, ContextStore, merged, prepare_contexts
+from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
 from sae.dictionaries import Dictionary, check_fit, foreign_dictionary, run_dictionaries
+from sae.digests import plain
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 from sae.latents import SPLITS, EntryWriter, TextWriter
@@ -44,7 +39,9 @@ log = logging.getLogger(__name__)
 GPU_BATCH_TOKENS = 16384
 """With 2,048 tokens at a time a GPU waits for the CPU to name its next step."""
 HELD_NUMBERS = 1 << 27
-"""Most numbers that a batch on a GPU holds in vectors and pre-activations: 512 MB."""
+"""Most numbers that a batch on a GPU holds in vectors, in pre-activations and in a block of the subject: 512 MB."""
+A_BLOCK = 8
+"""Vectors of each token, or so many numbers as these hold, that a block of the subject has at a time."""
 N_NEIGHBOURS = 10
 NEIGHBOUR_ROWS = 4096
 
@@ -154,10 +151,11 @@ def _cache(
     fired: list[list[_Fired]] = []
     for split, store in enumerate(stores):
         first_document = texts.begin_split(split, store.document_ids)
-        batches = _batches(store, subject, dictionaries)
+        batches = cache_batches(subject, store, hookpoints, max(d.model.n_latents for d in dictionaries))
         for batch in stream(subject, store, hookpoints, batches):
-            # A GPU is at work on this batch while the one before is written.
-            _write(fired, entries)
+            if fired:
+                # A GPU is at work on this batch while the one before is written.
+                _write(fired, entries)
             contexts = batch.batch.contexts
             numbers = texts.add(
                 batch.batch.ids,
@@ -167,12 +165,13 @@ def _cache(
             )
             vectors = dict(zip(hookpoints, batch.vectors, strict=True))
             fired = _fired(vectors, batch.token_ids.to(subject.device), numbers[batch.usable.numpy()], dictionaries)
-            if subject.device.type == "cpu":
+            if not on_gpu(subject):
                 # Kept for longer, they would lie between what the next batch takes.
                 _write(fired, entries)
                 fired = []
             bar.update(len(batch.token_ids))
-    _write(fired, entries)
+    if fired:
+        _write(fired, entries)
     bar.close()
     arrays, names = texts.arrays(), texts.documents
     neighbours: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
@@ -194,19 +193,35 @@ def _writer(folder: Path, dictionary: Dictionary) -> EntryWriter | LayeredWriter
     return LayeredWriter(folder, n_latents, n_layers) if dictionary.is_multi_layer else EntryWriter(folder, n_latents)
 
 
-def _batches(store: ContextStore, subject: Subject, dictionaries: Sequence[Dictionary]) -> Iterator[Batch]:
-    """All contexts; on a GPU many at a time, as far as vectors and pre-activations of so many tokens stay small."""
+def on_gpu(subject: Subject) -> bool:
+    """Whether the subject runs beside this process, not in it."""
+    return subject.device.type != "cpu"
+
+
+def cache_batches(
+    subject: Subject, store: ContextStore, hookpoints: Sequence[Hookpoint], n_latents: int
+) -> Iterator[Batch]:
+    """All contexts, always in the same order; on a GPU as many at a time as can be held there.
+
+    Args:
+        subject: the model.
+        store: the contexts.
+        hookpoints: where its vectors are read.
+        n_latents: of the largest dictionary.
+    """
     batches = store.batches(SUBJECT_BATCH_TOKENS, np.random.default_rng(0))
-    if subject.device.type == "cpu":
+    if not on_gpu(subject):
         return batches
-    places = {place for d in dictionaries for place in d.hookpoints}
-    held = len(places) * subject.d_model + max(d.model.n_latents for d in dictionaries)
+    held = (len(hookpoints) + A_BLOCK) * subject.d_model + n_latents
     return merged(batches, min(HELD_NUMBERS // held, GPU_BATCH_TOKENS))
 
 
 @dataclass(frozen=True)
 class _Fired:
-    """What fires in a batch at one place: numbers of the tokens [token], latents and values [token, width]."""
+    """What fires in a batch at one place: numbers of the tokens [token], latents and values [token, width].
+
+    A value of zero is nothing; writers leave it out.
+    """
 
     index: Array
     latents: torch.Tensor
@@ -234,8 +249,8 @@ def _fired(
 
 
 def _write(fired: Sequence[Sequence[_Fired]], writers: Sequence[EntryWriter | LayeredWriter]) -> None:
-    """Add what fires in a batch to the caches of the dictionaries; before the first one there is nothing."""
-    for found, writer in zip(fired, writers, strict=False):
+    """Add what fires in a batch to the caches of the dictionaries."""
+    for found, writer in zip(fired, writers, strict=True):
         if isinstance(writer, EntryWriter):
             writer.add(*found[0].entries())
         else:

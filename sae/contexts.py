@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from sae.batches import Batch, Int64Array, cut
 from sae.corpus import Corpus
 from sae.errors import InputError
 from sae.locks import locked
@@ -25,46 +26,8 @@ MIN_CONTEXT = 8
 DOCUMENTS_AT_ONCE = 256
 
 Int32Array = npt.NDArray[np.int32]
-Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
 TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Contexts of like length."""
-
-    ids: Int64Array
-    """[context position], padded with 0 on the right."""
-    lengths: Int64Array
-    """[context]"""
-    contexts: Int64Array
-    """[context], their numbers in the store."""
-
-
-def merged(batches: Iterable[Batch], batch_tokens: int) -> Iterator[Batch]:
-    """The same contexts in the same order, in batches that hold as many padded tokens as may be.
-
-    Args:
-        batches: batches.
-        batch_tokens: most padded tokens in a batch, where it is of several.
-    """
-    together: list[Batch] = []
-    for batch in batches:
-        longest = max(one.ids.shape[1] for one in [*together, batch])
-        if together and longest * sum(len(one.ids) for one in [*together, batch]) > batch_tokens:
-            yield _one_of(together)
-            together = []
-        together.append(batch)
-    if together:
-        yield _one_of(together)
-
-
-def _one_of(batches: Sequence[Batch]) -> Batch:
-    longest = max(batch.ids.shape[1] for batch in batches)
-    ids = [np.pad(batch.ids, ((0, 0), (0, longest - batch.ids.shape[1]))) for batch in batches]
-    columns = ([batch.lengths for batch in batches], [batch.contexts for batch in batches])
-    return Batch(np.concatenate(ids), *map(np.concatenate, columns))
 
 
 @dataclass(frozen=True)
@@ -124,7 +87,7 @@ class ContextStore:
             order = generator.permutation(self.n_contexts)
             for first in range(0, self.n_contexts, pool):
                 members = order[first : first + pool]
-                cuts = list(_cut(members[np.argsort(lengths[members], kind="stable")], lengths, batch_tokens))
+                cuts = list(cut(members[np.argsort(lengths[members], kind="stable")], lengths, batch_tokens))
                 for number in generator.permutation(len(cuts)):
                     yield self.batch(cuts[number])
                     given += int((lengths[cuts[number]] - 1).sum())
@@ -132,18 +95,6 @@ class ContextStore:
                         return
             if n_tokens is None:
                 return
-
-
-def _cut(contexts: Int64Array, lengths: Int64Array, batch_tokens: int) -> Iterator[Int64Array]:
-    """Runs of contexts whose number times their longest length is at most `batch_tokens`."""
-    first = longest = 0
-    for place, length in enumerate(lengths[contexts].tolist()):
-        longest = max(longest, length)
-        if (place + 1 - first) * longest > batch_tokens and place > first:
-            yield contexts[first:place]
-            first, longest = place, length
-    if len(contexts):
-        yield contexts[first:]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.artifacts import check_contents, complete_folders, dictionary_folder, digest, read_manifest
+from sae.artifacts import check_contents, complete_folders, dictionary_folder, read_manifest
 from sae.checkpoint import hookpoints_of, load_dictionary, load_token_means
 from sae.config import CacheConfig
+from sae.digests import digest
 from sae.errors import InputError
 from sae.formats import Foreign, find_hookpoints, load_foreign
 from sae.hookpoints import Hookpoint

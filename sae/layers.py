@@ -15,10 +15,8 @@ from sae.artifacts import (
     ArtifactWriter,
     check_contents,
     completed,
-    digest,
     latents_folder,
     layers_folder,
-    plain,
     read_json,
     read_manifest,
     write_json,
@@ -29,6 +27,7 @@ from sae.config import LARGEST_SEED, CacheConfig, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import corpus_place, open_corpus
 from sae.dictionaries import Dictionary, check_fit
+from sae.digests import digest, plain
 from sae.errors import InputError
 from sae.layer_analysis import (
     Thresholds,

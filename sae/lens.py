@@ -16,21 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae.activations import SUBJECT_BATCH_TOKENS, stream
-from sae.artifacts import (
-    LOG,
-    ArtifactWriter,
-    completed,
-    file_digest,
-    lens_folder,
-    plain,
-    read_json,
-    write_json,
-    writing,
-)
+from sae.artifacts import LOG, ArtifactWriter, completed, lens_folder, read_json, write_json, writing
 from sae.cli import parse, run_stage, table
 from sae.config import LARGEST_SEED, CorpusConfig, SubjectConfig
 from sae.contexts import ContextStore, prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, open_corpus
+from sae.digests import file_digest, plain
 from sae.errors import InputError
 from sae.formats.tuned_lens import WEIGHTS, read_lens
 from sae.head import Head, find_head

@@ -7,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sae.artifacts import plain, read_json, write_json
+from sae.artifacts import read_json, write_json
 from sae.config import VARIANTS, CorpusConfig, SubjectConfig
+from sae.digests import plain
 from sae.errors import InputError
 from sae.locks import is_locked
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from sae.batches import Batch
 from sae.config import TrainConfig
-from sae.contexts import Batch
 from sae.distributed import Parallel
 from sae.errors import InputError
 

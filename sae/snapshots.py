@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae.arithmetic import screen_dtype
-from sae.artifacts import digest, file_digest, package_versions
+from sae.artifacts import package_versions
 from sae.config import TrainConfig
+from sae.digests import digest, file_digest
 from sae.distributed import ALONE, Parallel
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sae.architecture import K_KINDS, Architecture
-from sae.artifacts import plain
 from sae.config import BASES, FITTED, UNTRAINED, SAEConfig, TrainConfig, TrainingSite
+from sae.digests import plain
 from sae.errors import InputError
 from sae.hookpoints import Hookpoint
 

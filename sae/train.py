@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sae.artifacts import LOG, ArtifactWriter, completed, dictionary_folder, digest, read_json, write_json, writing
+from sae.artifacts import LOG, ArtifactWriter, completed, dictionary_folder, read_json, write_json, writing
 from sae.checkpoint import save_dictionary
 from sae.cli import parse, run_stage
 from sae.config import FITTED, CorpusConfig, SAEConfig, SubjectConfig, TrainConfig
 from sae.contexts import prepare_contexts
 from sae.corpus import Corpus, corpus_place, corpus_settings, kept_overlap, open_corpus
+from sae.digests import digest
 from sae.distributed import Parallel
 from sae.errors import InputError
 from sae.evaluate import Placed, evaluate_layers

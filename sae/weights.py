@@ -15,8 +15,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from sae.artifacts import digest, read_json
+from sae.artifacts import read_json
 from sae.config import SubjectConfig
+from sae.digests import digest
 from sae.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sae.artifacts import check_contents, complete_folders, completed, natural_key, read_manifest, writing
+from sae.digests import digest, list_digest
 from sae.errors import InputError
 from sae.runs import claim_run, read_run
 
@@ -144,3 +146,8 @@ def test_a_run_that_another_process_writes_is_not_claimed_for_another_subject(tm
             claim_run(tmp_path, {"subject": "s", "variant": "step0", "corpus": "c"})
     assert read_run(tmp_path)["variant"] == "trained"
     claim_run(tmp_path, {"subject": "s", "variant": "step0", "corpus": "c"})
+
+
+@pytest.mark.parametrize("values", [[], [1], [{"b": "ü\n", "a": [1.5, None]}, "x", [{"c": (1, 2)}]]])
+def test_the_digest_of_a_list_is_that_of_its_values_one_after_the_other(values: list[Any]) -> None:
+    assert list_digest(iter(values)) == digest(values)

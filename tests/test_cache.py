@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae import cache as stage
 from sae.cache import main
 from sae.checkpoint import load_dictionary
 from sae.config import SubjectConfig
@@ -53,6 +54,27 @@ def test_the_cache_holds_what_a_dense_pass_finds(run: Path, neox_folder: Path, c
         expected[0] = 0
         np.testing.assert_allclose(dense[begin:end], expected.numpy(), atol=2e-2, rtol=2e-3)
         assert not dense[begin].any()
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_batches_merged_and_written_later_as_for_a_gpu_make_the_same_cache(
+    run: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int | None
+) -> None:
+    main(_flags(run, corpus_file))
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    shutil.rmtree(other / "latents")
+    monkeypatch.setattr(stage, "on_gpu", lambda subject: True)
+    monkeypatch.setattr(stage, "GPU_BATCH_TOKENS", most or stage.GPU_BATCH_TOKENS)
+    main(_flags(other, corpus_file))
+    for name in ("layers.0.k4.x2", "layers.1.k4.x2"):
+        one, two = (folder / "latents" / name for folder in (run, other))
+        assert (one / "tokens.safetensors").read_bytes() == (two / "tokens.safetensors").read_bytes()
+        if most:
+            assert (one / "entries.safetensors").read_bytes() == (two / "entries.safetensors").read_bytes()
+        # Products of other shapes round otherwise, and among the k largest there may be ties.
+        a, b = (LatentCache.open(folder) for folder in (one, two))
+        pairs = [{(n, int(t)) for n in range(c.n_latents) for t in c.entries(n)[0]} for c in (a, b)]
+        assert len(pairs[0] & pairs[1]) > 0.999 * len(pairs[0] | pairs[1])
 
 
 def test_splits_share_no_document_and_have_the_tokens_asked(run: Path, corpus_file: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from sae import contexts, pydocs
+from sae.batches import merged
 from sae.config import CorpusConfig
-from sae.contexts import ContextStore, merged, prepare_contexts, tokenizer_fingerprint
+from sae.contexts import ContextStore, prepare_contexts, tokenizer_fingerprint
 from sae.corpus import Corpus, open_corpus
 from sae.errors import InputError
 from sae.pydocs import Document

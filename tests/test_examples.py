@@ -278,3 +278,12 @@ def test_windows_are_read_once_and_only_when_somebody_looks(sampler: ExampleSamp
     assert len(shown) == 1 and not read
     assert shown == (window,) and (window,) == shown and shown[0] is window and shown[:1] == (window,)
     assert read == ["read"] and shown != ()
+
+
+def test_where_every_other_context_is_judged_no_window_has_a_counterpart(cache: LatentCache) -> None:
+    sampler = ExampleSampler(cache, CONFIG)
+    fires = sampler.firings(TOKEN)
+    judged = cache.split_contexts("score")
+    test = Windows(judged, np.zeros(len(judged), np.int64), np.full(len(judged), 2))
+    matched, negatives = sampler.matched(TOKEN, fires, test, fires.peak_token)
+    assert len(matched) == len(negatives) == 0

@@ -17,6 +17,7 @@ TORCH_FREE = {
     "sae.artifacts",
     "sae.cli",
     "sae.config",
+    "sae.digests",
     "sae.errors",
     "sae.hookpoints",
     "sae.latents",

@@ -196,8 +196,23 @@ def test_a_budget_counts_the_questions_about_what_the_server_can_do(
         assert call("score", run, server, "--budget", "2000tok", "--max-tokens", "100") == 2
         # Two of 700 are spent on them; a third request would not fit.
         assert (len(server.probes), len(server.bodies)) == (2, n)
-        assert "1,404 tokens for 2 answers" in capsys.readouterr().err
-        assert call("score", run, server, "--budget", "50tok") == 2 and len(server.probes) == 2
+        said = capsys.readouterr().err
+        assert "1,404 tokens for 2 answers" in said
+        # How many tokens a letter is, is learnt from whole questions: two of 40 letters would say 20.
+        found = re.search(r"the next may cost ([\d,]+) tokens", said)
+        assert found and int(found[1].replace(",", "")) < 3000
+
+
+@pytest.mark.parametrize("batch", [(), ("--batch",)])
+def test_a_budget_that_does_not_reach_for_a_probe_sends_none(
+    run: Path, capsys: pytest.CaptureFixture[str], batch: tuple[str, ...]
+) -> None:
+    with ChatServer() as server:
+        assert call("explain", run, server) == 0
+        n = len(server.bodies)
+        assert call("score", run, server, "--budget", "50tok", "--max-tokens", "100", *batch) == 2
+        assert (len(server.probes), len(server.bodies)) == (0, n)
+        assert "--budget of 50 tokens does not reach for one request" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from several import LIMIT, several
 
 from sae import distributed, processes
 from sae.architecture import Architecture
+from sae.batches import Batch
 from sae.cli import run_stage
 from sae.config import SubjectConfig
-from sae.contexts import Batch
 from sae.distributed import ALONE, Parallel
 from sae.errors import InputError
 from sae.processes import joined, on_own_device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -76,7 +75,7 @@ def test_no_template_is_given_a_label_an_activation_or_an_id(scorer: str, exampl
 def test_questions_do_not_change_when_the_truth_does(scorer: str, examples: LatentExamples) -> None:
     """Windows with other activations, but the same texts and highlights, make the same prompts."""
     scaled = [
-        [dataclasses.replace(e, activations=tuple(2 * a for a in e.activations)) for e in kind]
+        [e._replace(activations=tuple(2 * a for a in e.activations)) for e in kind]
         for kind in (examples.test, examples.non_activating)
     ]
     other = LatentExamples(9, (), (), (), tuple(scaled[0]), tuple(scaled[1]), density=0.9)

@@ -23,7 +23,8 @@ from autointerp.clients.openai_compatible import OpenAIClient
 from autointerp.plugins import Ability
 from autointerp.records import Completion, Request
 from autointerp.store import ResponseStore
-from sae.artifacts import digest, read_json, write_json
+from sae.artifacts import read_json, write_json
+from sae.digests import digest
 from sae.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -65,11 +66,12 @@ class BatchClient:
         self._reserved = 0.0
 
     async def complete(self, request: Request) -> Completion:
-        """One answer, at once: a probe's, which the budget counts as if it were of a batch."""
-        completion = await self.client.complete(request)
-        if self._meter is not None:
-            self._meter.count(request, completion)
-        return completion
+        """One answer, at once: a probe's, which the budget counts at a batch's price.
+
+        Raises:
+            InputError: the budget might not reach for it.
+        """
+        return await (self._meter or self.client).complete(request)
 
     async def close(self) -> None:
         """Release connections."""

@@ -64,6 +64,7 @@ class Connections(httpx2.AsyncBaseTransport):
             response = await self._session.request(
                 request.method,
                 str(url),
+                # As the bytes that they are: looking each up as text takes longer than sending all.
                 headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
                 data=await request.aread() or None,
                 allow_redirects=False,
@@ -99,7 +100,8 @@ class _Connector(aiohttp.TCPConnector):
             if transport is None or transport not in self._used:
                 break
             # Nobody has asked: what can be read now is the end, or nothing that belongs to an answer.
-            if not _readable(transport.get_extra_info("socket").fileno()):
+            socket = transport.get_extra_info("socket")
+            if socket is None or not _readable(socket.fileno()):
                 return connection
             connection.close()
         if transport is not None:

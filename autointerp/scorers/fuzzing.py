@@ -120,13 +120,13 @@ def wrong_places(example: Example, right: Places, rng: np.random.Generator) -> P
     peak = max(right, key=activations.__getitem__)
     odds = example.peak_odds or (1.0,) * len(tokens)
     # Places as bits of a number: whether a shift fits is then one comparison.
-    taken, shape, first = -1, 0, right[0]
+    forbidden, shape, first = -1, 0, right[0]
     for i in allowed:
-        taken ^= 1 << i
+        forbidden ^= 1 << i
     for i in right:
         shape |= 1 << (i - first)
     shifts = range(-first, len(tokens) - right[-1])
-    fitting = [by for by in shifts if odds[peak + by] and not (shape << (first + by)) & taken]
+    fitting = [by for by in shifts if odds[peak + by] and not (shape << (first + by)) & forbidden]
     if not fitting:
         return tuple(sorted(rng.choice(allowed, len(right), replace=False).tolist()))
     # As rng.choice draws with weights, which takes longer than all of this.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae.artifacts import digest, file_digest
 from sae.checkpoint import TOKEN_MEANS, hookpoints_of, load_dictionary, load_token_means
+from sae.digests import digest, file_digest
 from sae.errors import InputError
 from sae.formats import dictionary_learning, gemma_scope, mlsae, saelens, sparsify
 from sae.formats.hub import find_folder
