@@ -203,6 +203,17 @@ def test_a_budget_counts_the_questions_about_what_the_server_can_do(
         assert found and int(found[1].replace(",", "")) < 3000
 
 
+def test_a_budget_that_ends_between_two_probes_says_that_more_is_needed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChatServer() as server:
+        server.prompt_tokens = 700
+        assert call("explain", run, server) == 0
+        assert call("score", run, server, "--budget", "900tok", "--max-tokens", "100") == 2
+        assert len(server.probes) == 1
+        assert "702 tokens are spent, and the next may cost 941 tokens; raise it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("batch", [(), ("--batch",)])
 def test_a_budget_that_does_not_reach_for_a_probe_sends_none(
     run: Path, capsys: pytest.CaptureFixture[str], batch: tuple[str, ...]

@@ -41,6 +41,8 @@ class MeteredClient:
         self._tokens_a_character = CAUTION / CHARACTERS_A_TOKEN
         self._waiting: list[asyncio.Future[None]] = []
         self._has_learnt = False
+        self._probe = 0
+        """Tokens of the longest probe's prompt so far."""
         self._over: InputError | None = None
 
     @property
@@ -63,7 +65,7 @@ class MeteredClient:
             if self.spent + self._reserved + bound <= self.budget.amount:
                 break
             if not self._in_flight:
-                self._over = self._exhausted(bound)
+                self._over = self._exhausted(request, bound)
                 raise self._over
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -85,6 +87,8 @@ class MeteredClient:
     def bound(self, request: Request) -> float:
         """The most that a request may cost."""
         prompt = prompt_characters(request) * self._tokens_a_character
+        if request.task == PROBE:
+            prompt = max(prompt, MARGIN * self._probe)
         return self.budget.cost(Usage(int(prompt) + 1, request.sampling.max_tokens))
 
     async def close(self) -> None:
@@ -117,16 +121,25 @@ class MeteredClient:
                 LOG.warning("the server does not say how many tokens it took; the budget counts 3.6 characters as one")
             guess = (characters / CHARACTERS_A_TOKEN, len(completion.text) / CHARACTERS_A_TOKEN)
             usage = Usage(int(guess[0]) + 1, int(guess[1]) + 1)
-        if request.task != PROBE:
-            # A probe is so short that what a server puts around each message is most of it.
+        if request.task == PROBE:
+            # So short that what a server puts around each message is most of it: it tells nothing of other requests.
+            self._probe = max(self._probe, usage.prompt_tokens)
+        else:
             ratio = MARGIN * usage.prompt_tokens / max(characters, 1)
             self._tokens_a_character = max(self._tokens_a_character, ratio) if self._has_learnt else ratio
             self._has_learnt = True
         self.n_answers += 1
         self.spent += self.budget.cost(usage)
 
-    def _exhausted(self, bound: float) -> InputError:
+    def _exhausted(self, request: Request, bound: float) -> InputError:
         shown = self.budget.shown
+        if request.task == PROBE and self.n_answers:
+            # What was spent on the first one would be spent again by the next try.
+            return InputError(
+                f"--budget of {shown(self.budget.amount)} does not reach for the questions about what the server can "
+                f"do: {shown(self.spent)} are spent, and the next may cost {shown(bound)}; raise it, or pass "
+                "--answers text, which asks none"
+            )
         if not self.n_answers:
             return InputError(
                 f"--budget of {shown(self.budget.amount)} does not reach for one request, which may cost "
