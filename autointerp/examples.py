@@ -234,9 +234,11 @@ class ExampleSampler:
 
     def _places(self, fires: Firings, pool: Ints) -> tuple[Ints, Ints]:
         """Of each firing in the contexts of a pool: the context's number in the pool, and the place in it."""
+        numbers = np.full(len(self.lengths), -1)
+        numbers[pool] = np.arange(len(pool))
         context = self.cache.contexts_of(fires.token)
-        number = np.minimum(np.searchsorted(pool, context), max(len(pool) - 1, 0))
-        there = np.flatnonzero(pool[number] == context) if len(pool) else number[:0]
+        number = numbers[context]
+        there = number >= 0
         return number[there], (fires.token - self.offsets[context])[there]
 
     def text(self, windows: Windows, i: int) -> str:

@@ -72,7 +72,7 @@ class Journal:
         entry = _entry(slot, key, rows, usage)
         self._stream.write(entry)
         self._stream.flush()
-        self._note(slot, key, _became([{"status": row.status} for row in rows]), usage, place)
+        self._note(slot, key, _became(row.status for row in rows), usage, place)
 
     def answers(self, latent: int) -> dict[int, Kept]:
         """The last answer to each request about a latent, by its number, be it a failure."""
@@ -141,7 +141,8 @@ class Journal:
         end = 0
         for entry, size in _entries(self._stream):
             latent, number = entry["slot"]
-            self._note((latent, number), entry["key"], _became(entry["rows"]), Usage(*entry["usage"]), end)
+            became = _became(row["status"] for row in entry["rows"])
+            self._note((latent, number), entry["key"], became, Usage(*entry["usage"]), end)
             end += size
         self._stream.truncate(end)
 
@@ -155,10 +156,10 @@ class Journal:
         self.n_answers += 1
 
 
-def _became(rows: Sequence[Row]) -> int:
-    """What became of an answer."""
-    statuses = {row["status"] for row in rows}
-    return ERROR if "error" in statuses else UNREAD if "unparseable" in statuses else READ
+def _became(statuses: Iterable[str]) -> int:
+    """What became of an answer whose rows have these."""
+    found = set(statuses)
+    return ERROR if "error" in found else UNREAD if "unparseable" in found else READ
 
 
 def _beginning(key: str) -> bytes:
@@ -188,5 +189,8 @@ def asked_keys(folder: Path) -> set[str]:
     if not (folder / JOURNAL).exists():
         return set()
     with (folder / JOURNAL).open("rb") as stream:
-        last = {tuple(entry["slot"]): (entry["key"], _became(entry["rows"])) for entry, _ in _entries(stream)}
+        last = {
+            tuple(entry["slot"]): (entry["key"], _became(row["status"] for row in entry["rows"]))
+            for entry, _ in _entries(stream)
+        }
     return {key for slot, (key, what) in last.items() if what != ERROR and slot != NOWHERE}

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -133,13 +133,14 @@ def measured(config: SpeedConfig, folder: Path) -> dict[str, Any]:
             out = folder / f"delphi{number}"
             theirs = delphi_contender.measured("cache", **places, out=out, hookpoint=str(config.hookpoint))
             timings.add("delphi", Timing(theirs["wall"], theirs["cpu"]), theirs["tokens"])
-    clock, seconds = ("cpu", timings.cpu) if config.device == "cpu" else ("wall", timings.wall)
+    clock: Literal["cpu", "wall"] = "cpu" if config.device == "cpu" else "wall"
+    seconds = getattr(timings, clock)
     result: dict[str, Any] = {
         f"{clock}_us_a_token_median_and_rounds": {
             name: [round(1000 * ms, 1) for ms in times[f"{clock}_ms"]] for name, times in timings.table(9).items()
         },
         f"tokens_a_{clock}_second": {name: round(1 / seconds(name)) for name in timings.rounds},
-        "over_the_floor": round(seconds("ours") / seconds("floor"), 3),
+        "over_the_floor": round(timings.ratio("ours", "floor", clock), 3),
         "ours": {name: ours[name] for name in ("tokens", "bytes_a_token", "before_mb", "peak_mb", "own_peak_mb")},
         "delphi": why_not or {},
     }
@@ -149,7 +150,7 @@ def measured(config: SpeedConfig, folder: Path) -> dict[str, Any]:
             "bytes_a_token": round(theirs["bytes"] / theirs["tokens"], 1),
             **{name: round(theirs[f"{name.removesuffix('_mb')}_kib"] / 1024) for name in ("before_mb", "peak_mb")},
         }
-        result["times_delphi"] = round(timings.cpu_ratio("delphi", "ours"), 2)
+        result["times_delphi"] = round(timings.ratio("delphi", "ours"), 2)
         result["agreement"] = agreement(config, folder, whole, out)
     if config.many:
         result["ours, many"] = many = _process(config, "ours", config.many, folder)

@@ -123,7 +123,7 @@ def measured(folder: Path, config: SpeedConfig) -> dict[str, Any]:
         "delphi": f"{why_not}; published figures stand for it" if why_not else "measured in this run",
         "ms_a_latent_median_and_rounds": timings.table(),
         "cpu_ms_a_request": {name: round(1000 * timings.cpu(f"{name}, fast") * n / len(requests), 3) for name in OWN},
-        "cpu_of_bare_loop": round(timings.cpu_ratio(*(f"{name}, fast" for name in OWN)), 3),
+        "cpu_of_bare_loop": round(timings.ratio(*(f"{name}, fast" for name in OWN)), 3),
         "times_faster_than_delphi": {form: round(times, 1) for form, times in slower.items()},
         **prompts_of(requests, n, delphi),
     }

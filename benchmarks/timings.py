@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from sae.errors import InputError
 
@@ -55,10 +55,10 @@ class Timings:
         """Median CPU seconds for a unit."""
         return statistics.median(timing.cpu for timing in self.rounds[name])
 
-    def cpu_ratio(self, name: str, other: str) -> float:
+    def ratio(self, name: str, other: str, clock: Literal["cpu", "wall"] = "cpu") -> float:
         """Median over the rounds of what one takes over what the other takes."""
         pairs = zip(self.rounds[name], self.rounds[other], strict=True)
-        return statistics.median(one.cpu / two.cpu for one, two in pairs)
+        return statistics.median(getattr(one, clock) / getattr(two, clock) for one, two in pairs)
 
     def table(self, digits: int = 2) -> dict[str, dict[str, list[float]]]:
         """Milliseconds for a unit, the median first and then each round."""

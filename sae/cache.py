@@ -41,7 +41,7 @@ GPU_BATCH_TOKENS = 16384
 HELD_NUMBERS = 1 << 27
 """Most numbers that a batch on a GPU holds in vectors, in pre-activations and in a block of the subject: 512 MB."""
 A_BLOCK = 8
-"""Vectors of each token, or so many numbers as these hold, that a block of the subject has at a time."""
+"""How many vectors of each token a block of the subject is taken to hold at a time: an MLP's, twice four."""
 N_NEIGHBOURS = 10
 NEIGHBOUR_ROWS = 4096
 
@@ -220,17 +220,20 @@ def cache_batches(
 class _Fired:
     """What fires in a batch at one place: numbers of the tokens [token], latents and values [token, width].
 
-    A value of zero is nothing; writers leave it out.
+    A value of zero is no firing.
     """
 
     index: Array
     latents: torch.Tensor
     values: torch.Tensor
 
-    def entries(self) -> tuple[Array, Array, Array]:
+    def entries(self) -> tuple[Array, ...]:
         """Token, latent and activation of each of them."""
-        width = self.values.shape[1]
-        return np.repeat(self.index, width), self.latents.numpy().ravel(), self.values.numpy().ravel()
+        token = np.repeat(self.index, self.values.shape[1])
+        columns = token, self.latents.numpy().ravel(), self.values.numpy().ravel()
+        fires = columns[2] > 0
+        # Nearly always all of them.
+        return columns if fires.all() else tuple(column[fires] for column in columns)
 
 
 @torch.no_grad()
@@ -256,9 +259,8 @@ def _write(fired: Sequence[Sequence[_Fired]], writers: Sequence[EntryWriter | La
         else:
             parts = [one.entries() for one in found]
             layer = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-            fires = (activation := np.concatenate([part[2] for part in parts])) > 0
-            token, latent = (np.concatenate([part[i] for part in parts])[fires] for i in (0, 1))
-            writer.add(token, latent, activation[fires], layer[fires])
+            token, latent, activation = (np.concatenate(column) for column in zip(*parts, strict=True))
+            writer.add(token, latent, activation, layer)
 
 
 @torch.no_grad()

@@ -186,44 +186,27 @@ def test_a_budget_stops_hard_keeps_everything_and_says_how_to_go_on(
             assert (scores_of(run, scorer) / name).read_bytes() == (scores_of(calm, scorer) / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("flags", "probes", "expected"),
+    [
+        # Both are paid for. What a letter costs is learnt from whole questions: two of 40 letters would say 20 tokens.
+        (("2000tok",), 2, r"1,404 tokens for 2 answers, and the next may cost [12],\d{3} tokens"),
+        # The second is bounded by the first, whose letters would say that it costs 124.
+        (("900tok",), 1, "702 tokens are spent, and the next may cost 941 tokens; raise it"),
+        (("50tok",), 0, "--budget of 50 tokens does not reach for one request"),
+        (("50tok", "--batch"), 0, "--budget of 50 tokens does not reach for one request"),
+    ],
+)
 def test_a_budget_counts_the_questions_about_what_the_server_can_do(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], probes: int, expected: str
 ) -> None:
     with ChatServer() as server:
         server.prompt_tokens = 700
         assert call("explain", run, server) == 0
         n = len(server.bodies)
-        assert call("score", run, server, "--budget", "2000tok", "--max-tokens", "100") == 2
-        # Two of 700 are spent on them; a third request would not fit.
-        assert (len(server.probes), len(server.bodies)) == (2, n)
-        said = capsys.readouterr().err
-        assert "1,404 tokens for 2 answers" in said
-        # How many tokens a letter is, is learnt from whole questions: two of 40 letters would say 20.
-        found = re.search(r"the next may cost ([\d,]+) tokens", said)
-        assert found and int(found[1].replace(",", "")) < 3000
-
-
-def test_a_budget_that_ends_between_two_probes_says_that_more_is_needed(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with ChatServer() as server:
-        server.prompt_tokens = 700
-        assert call("explain", run, server) == 0
-        assert call("score", run, server, "--budget", "900tok", "--max-tokens", "100") == 2
-        assert len(server.probes) == 1
-        assert "702 tokens are spent, and the next may cost 941 tokens; raise it" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("batch", [(), ("--batch",)])
-def test_a_budget_that_does_not_reach_for_a_probe_sends_none(
-    run: Path, capsys: pytest.CaptureFixture[str], batch: tuple[str, ...]
-) -> None:
-    with ChatServer() as server:
-        assert call("explain", run, server) == 0
-        n = len(server.bodies)
-        assert call("score", run, server, "--budget", "50tok", "--max-tokens", "100", *batch) == 2
-        assert (len(server.probes), len(server.bodies)) == (0, n)
-        assert "--budget of 50 tokens does not reach for one request" in capsys.readouterr().err
+        assert call("score", run, server, "--max-tokens", "100", "--budget", *flags) == 2
+        assert (len(server.probes), len(server.bodies)) == (probes, n)
+        assert re.search(expected, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Connections(httpx2.AsyncBaseTransport):
             response = await self._session.request(
                 request.method,
                 str(url),
-                # As the bytes that they are: looking each up as text takes longer than sending all.
+                # From their bytes: for each one as text, the library looks through all of them.
                 headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
                 data=await request.aread() or None,
                 allow_redirects=False,

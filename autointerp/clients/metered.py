@@ -41,8 +41,8 @@ class MeteredClient:
         self._tokens_a_character = CAUTION / CHARACTERS_A_TOKEN
         self._waiting: list[asyncio.Future[None]] = []
         self._has_learnt = False
+        # Tokens of the longest probe's prompt so far.
         self._probe = 0
-        """Tokens of the longest probe's prompt so far."""
         self._over: InputError | None = None
 
     @property
